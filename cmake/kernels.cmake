@@ -1,0 +1,53 @@
+# The framework-free library: core and cpu. Its only include directory is csrc, so that no header of
+# torch, ONNX Runtime, pybind11 or Python can be found from within it.
+find_package(Threads REQUIRED)
+
+add_library(fixclf_kernels STATIC
+  csrc/core/validate.cc
+  csrc/cpu/dispatch.cc
+  csrc/cpu/thread_pool.cc)
+target_include_directories(fixclf_kernels PUBLIC ${PROJECT_SOURCE_DIR}/csrc)
+target_link_libraries(fixclf_kernels PUBLIC Threads::Threads)
+
+# Kernels of one instruction set, as an object library.
+function(fixclf_add_isa name header)
+  add_library(fixclf_${name} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cc)
+  target_include_directories(fixclf_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  target_compile_definitions(fixclf_${name} PRIVATE
+    FIXCLF_ISA_NAME=${name} FIXCLF_ISA_HEADER="${header}")
+  # Contraction is off: every fused multiply-add is one that the source asks for.
+  # GCC 12 warns about its own AVX-512 intrinsics (-Wmaybe-uninitialized).
+  target_compile_options(fixclf_${name} PRIVATE ${ARGN}
+    -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-exceptions -fno-rtti
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-psabi>)
+endfunction()
+
+# One for each row of isa.def that is of this architecture.
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" architecture)
+string(REPLACE amd64 x86_64 architecture "${architecture}")
+string(REPLACE arm64 aarch64 architecture "${architecture}")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/cpu/isa.def)
+file(STRINGS csrc/cpu/isa.def rows REGEX "^FIXCLF_ISA")
+foreach(row IN LISTS rows)
+  string(REGEX MATCH "^FIXCLF_ISA\\(([a-z0-9]+), ([a-z0-9_]+), .*, \"([^\"]*)\"\\)$" _ "${row}")
+  set(isa ${CMAKE_MATCH_1})
+  set(isa_architecture ${CMAKE_MATCH_2})
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_3}")
+  if(NOT isa)
+    message(FATAL_ERROR "csrc/cpu/isa.def: can't read the row ${row}")
+  endif()
+  if(NOT isa_architecture MATCHES "^(any|${architecture})$")
+    continue()
+  endif()
+  message(STATUS "Instruction set: ${isa}")
+  fixclf_add_isa(${isa} cpu/vec/${isa}.h ${flags})
+  target_sources(fixclf_kernels PRIVATE $<TARGET_OBJECTS:fixclf_${isa}>)
+
+  # A weak symbol in such a unit could replace another unit's copy with instructions that the
+  # machine lacks. The sanitizers add some of their own.
+  if(NOT FIXCLF_SANITIZE)
+    add_custom_command(TARGET fixclf_kernels PRE_LINK
+      COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM} -DOBJECTS=$<TARGET_OBJECTS:fixclf_${isa}>
+        -P ${PROJECT_SOURCE_DIR}/cmake/no_weak_symbols.cmake VERBATIM)
+  endif()
+endforeach()

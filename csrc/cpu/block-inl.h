@@ -1,0 +1,208 @@
+// From a row of features to the rows of one block: fold, flip, mix, transform.
+#pragma once
+
+#include "core/codebook.h"
+#include "cpu/hadamard-inl.h"
+
+namespace fixclf {
+namespace {
+
+// Rows of scratch are padded to a multiple of this, so that whole vectors can be read and written.
+template <class V>
+constexpr int64_t kPad = 4 * V::kWidth;
+
+FIXCLF_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+FIXCLF_INLINE int log2_ceil(int64_t n) { return n <= 1 ? 0 : 64 - __builtin_clzll(n - 1); }
+
+// y[j] = factor sum_c x[c width + j] for j < width, x zero beyond `features`; returns
+// factor^2 sum_j x[j]^2. width is a multiple of kPad. The first 2^r rows of a Sylvester matrix only
+// depend on x folded to width 2^r: its columns repeat. Cost: N additions, N fused multiply-adds.
+template <class V, class T, bool kScaled>
+typename V::Real fold(const T* x, int64_t features, int64_t width, typename V::Real factor,
+                      typename V::Real* y) {
+  using F = typename V::F;
+  constexpr int kUnroll = 4;
+  F squares[kUnroll] = {};
+  for (int64_t j = 0; j < width; j += kPad<V>) {
+    F sum[kUnroll] = {};
+    const auto add = [&](int u, F v) __attribute__((always_inline)) {
+      if (kScaled) v *= factor;
+      sum[u] += v;
+      squares[u] = V::fma(v, v, squares[u]);
+    };
+    int64_t c = j;
+    for (; c + kPad<V> <= features; c += width) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) add(u, V::load(x + c + u * V::kWidth));
+    }
+    if (c < features) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t left = features - c - u * V::kWidth;
+        if (left >= V::kWidth) {
+          add(u, V::load(x + c + u * V::kWidth));
+        } else if (left > 0) {
+          add(u, V::load_first(x + c + u * V::kWidth, left));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; ++u) V::store(y + j + u * V::kWidth, sum[u]);
+  }
+  return V::reduce_add((squares[0] + squares[1]) + (squares[2] + squares[3]));
+}
+
+// Folds y further, in place, from `width` elements to `target`; both powers of two.
+template <class V>
+FIXCLF_INLINE void fold_in_place(typename V::Real* y, int64_t width, int64_t target) {
+  while (width > target) {
+    width /= 2;
+    for_lanes<V>(width, [&](int64_t i, auto lanes) {
+      lanes.store(y + i, lanes.load(y + i) + lanes.load(y + width + i));
+    });
+  }
+}
+
+// The W sign bits from bit `first` on; those at or beyond `limit` are not read and come as 0.
+template <class V>
+FIXCLF_INLINE uint32_t sign_bits(const uint8_t* signs, int64_t first, int64_t limit) {
+  if (V::kWidth >= 8 && first % 8 == 0 && first + V::kWidth <= limit) {
+    uint32_t bits = 0;
+    memcpy(&bits, signs + first / 8, V::kWidth / 8);
+    return bits;
+  }
+  uint32_t bits = 0;
+  for (int lane = 0; lane < V::kWidth && first + lane < limit; ++lane)
+    bits |= (signs[(first + lane) / 8] >> (first + lane) % 8 & 1u) << lane;
+  return bits;
+}
+
+// a[j] with the sign of D_j; `signs` may be null.
+template <class V>
+FIXCLF_INLINE typename V::F flipped(const typename V::Real* a, const uint8_t* signs, int64_t j,
+                                    int64_t limit) {
+  const auto v = V::load(a + j);
+  return signs == nullptr ? v : V::flip(v, sign_bits<V>(signs, j, limit));
+}
+
+// y[j] = sum_c d[c width + j] a[c width + j] for j < width; a is padded, n = 2^k elements of it
+// count.
+template <class V>
+void fold_flipped(const typename V::Real* a, const uint8_t* signs, int64_t n, int64_t width,
+                  typename V::Real* y) {
+  const int64_t step = width < V::kWidth ? V::kWidth : width;
+  for (int64_t j = 0; j < step; j += V::kWidth) {
+    auto sum = flipped<V>(a, signs, j, n);
+    for (int64_t c = j + step; c < n; c += step) sum += flipped<V>(a, signs, c, n);
+    V::store(y + j, sum);
+  }
+  fold_in_place<V>(y, step, width);
+}
+
+// Columns of P_b that are mixed at a time; their tables stay within the L1 cache.
+constexpr int64_t kMixTile = 64;
+
+// One vector of lanes, at m, of mix() below, for the `columns` columns from `first` on.
+template <class V, class Lanes>
+void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, const uint8_t* signs,
+               const typename V::Real* a, typename V::Real* y, int64_t first, int64_t m,
+               Lanes lanes) {
+  typedef typename V::F F;
+  const int64_t stride = (base_order + 7) / 8;
+  const int64_t columns = base_order - first < kMixTile ? base_order - first : kMixTile;
+  F table[kMixTile / 4][16];
+  for (int64_t group = 0; group < round_up(columns, 8) / 4; ++group) {
+    F t[4];
+    for (int64_t c = 0; c < 4; ++c) {
+      const int64_t j = first + 4 * group + c;
+      t[c] = j < base_order ? flipped<V>(a, signs, (j << k) + m, base_order << k) : F{};
+    }
+    const F low[4] = {t[0] + t[1], t[1] - t[0], t[0] - t[1], -t[0] - t[1]};
+    const F high[4] = {t[2] + t[3], t[3] - t[2], t[2] - t[3], -t[2] - t[3]};
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) table[group][s] = low[s % 4] + high[s / 4];
+  }
+  const uint8_t* bits = base + first / 8;
+  for (int64_t i = 0; i < rows; ++i, bits += stride) {
+    typename V::Real* at = y + (i << k) + m;
+    F low = first == 0 ? F{} : lanes.load(at);
+    F high = {};
+    for (int64_t c = 0; c < columns; c += 8) {
+      const uint8_t eight = bits[c / 8];
+      low += table[c / 4][eight % 16];
+      high += table[c / 4 + 1][eight / 16];
+    }
+    lanes.store(at, low + high);
+  }
+}
+
+// y[i 2^k + m] = sum_j P[i, j] d[j 2^k + m] a[j 2^k + m] for i < rows, m < 2^k.
+//
+// Four columns at a time, all 16 signed sums of them are tabulated, and the four bits of a base row
+// pick one (the method of four Russians): b/4 additions an output instead of b, and the packed bits
+// serve as they are.
+template <class V>
+void mix(const uint8_t* base, int64_t base_order, int k, int64_t rows, const uint8_t* signs,
+         const typename V::Real* a, typename V::Real* y) {
+  for (int64_t first = 0; first < base_order; first += kMixTile) {
+    for_lanes<V>(int64_t{1} << k, [&](int64_t m, auto lanes) {
+      mix_strip<V>(base, base_order, k, rows, signs, a, y, first, m, lanes);
+    });
+  }
+}
+
+// Rows [0, rows) of one block, H_n D a, from the padded row a (n elements), into y.
+template <class V>
+void block_rows(const Codebook& cb, int64_t block, int64_t rows, const typename V::Real* a,
+                typename V::Real* y) {
+  const int k = static_cast<int>(cb.log2);
+  const uint8_t* signs = cb.signs == nullptr ? nullptr : cb.signs + block * cb.sign_stride();
+  if (cb.base_order == 1) {
+    const int r = log2_ceil(rows);
+    fold_flipped<V>(a, signs, int64_t{1} << k, int64_t{1} << r, y);
+    transform<V, false>(y, y, r, 1);
+    return;
+  }
+  const int64_t length = int64_t{1} << k;
+  const int64_t base_rows = (rows + length - 1) / length;
+  mix<V>(cb.base, cb.base_order, k, base_rows, signs, a, y);
+  if (k == 0) return;
+  for (int64_t i = 0; i < base_rows; ++i) transform<V, false>(y + i * length, y + i * length, k, 1);
+}
+
+// Calls body(first_class, sign, first_row, count) for the classes of one block that lie in the
+// shard; first_class counts from the shard's begin.
+template <class Body>
+FIXCLF_INLINE void for_segments(const Codebook& cb, int64_t block, Body body) {
+  const int64_t begin = cb.class_begin + cb.row_offset;
+  const int64_t end = cb.class_end + cb.row_offset;
+  for (int half = 0; half < (cb.negate ? 2 : 1); ++half) {
+    const int64_t base = block * cb.rows_per_block() + half * cb.order();
+    const int64_t first = begin > base ? begin : base;
+    const int64_t last = end < base + cb.order() ? end : base + cb.order();
+    if (first < last) body(first - begin, half == 0 ? 1 : -1, first - base, last - first);
+  }
+}
+
+// How many rows of the block must be computed for the shard. Centring needs those of every class.
+FIXCLF_INLINE int64_t rows_needed(const Codebook& cb, int64_t block) {
+  if (cb.center) return cb.row_offset + cb.classes;
+  int64_t rows = 0;
+  for_segments(cb, block, [&](int64_t, int, int64_t first_row, int64_t count) {
+    if (first_row + count > rows) rows = first_row + count;
+  });
+  return rows;
+}
+
+FIXCLF_INLINE int64_t first_block(const Codebook& cb) {
+  return (cb.class_begin + cb.row_offset) / cb.rows_per_block();
+}
+FIXCLF_INLINE int64_t last_block(const Codebook& cb) {
+  return (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block();
+}
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,21 @@
+// out[i] = z[i]. Cost: one fused multiply-add a class.
+#pragma once
+
+#include "cpu/logits-inl.h"
+
+namespace fixclf {
+namespace {
+
+template <class V, class Out>
+struct LogitsEpilogue {
+  static constexpr int passes(bool /*resident*/) { return 1; }
+
+  template <class Logits>
+  FIXCLF_INLINE void segment(int /*pass*/, const Logits& z, Out* out) {
+    z.for_logits(0,
+                 [&](int64_t i, typename V::F value, auto lanes) { lanes.store(out + i, value); });
+  }
+};
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,24 @@
+// out[i] = 1 / (1 + exp(-z[i])). Cost: one exponential and one division a class.
+#pragma once
+
+#include "cpu/logits-inl.h"
+
+namespace fixclf {
+namespace {
+
+template <class V, class Out>
+struct SigmoidEpilogue {
+  static constexpr int passes(bool /*resident*/) { return 1; }
+
+  template <class Logits>
+  FIXCLF_INLINE void segment(int /*pass*/, const Logits& z, Out* out) {
+    const auto one = V::set(1);
+    const auto highest = V::set(88);  // beyond it exp would overflow
+    z.for_logits(0, [&](int64_t i, typename V::F value, auto lanes) {
+      lanes.store(out + i, one / (one + exp<V>(V::min(highest, -value))));
+    });
+  }
+};
+
+}  // namespace
+}  // namespace fixclf

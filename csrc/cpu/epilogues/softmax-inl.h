@@ -1,0 +1,50 @@
+// out[i] = exp(z[i] - m) / sum_j exp(z[j] - m), m = max z; float32 until the last rounding.
+//
+// Resident (the logits of the row stay in scratch): maximum; exponentials, kept; scaling.
+// Otherwise the row is transformed twice: running maximum and sum; then the outputs. Two
+// exponentials a class cost less than a C-sized temporary that falls out of the cache.
+#pragma once
+
+#include "cpu/logits-inl.h"
+
+namespace fixclf {
+namespace {
+
+template <class V, class Out>
+struct SoftmaxEpilogue {
+  using F = typename V::F;
+
+  LogSumExp<V> lse;
+
+  static constexpr int passes(bool resident) { return resident ? 3 : 2; }
+
+  template <class Logits>
+  FIXCLF_INLINE void segment(int pass, const Logits& z, Out* out) {
+    if (z.room == nullptr) {
+      if (pass == 0) return lse.add(z);
+      const F shift = V::set(lse.max), inverse = V::set(1 / lse.sum);
+      z.for_logits(0, [&](int64_t i, F value, auto lanes) {
+        lanes.store(out + i, exp<V>(value - shift) * inverse);
+      });
+    } else if (pass == 0) {
+      lse.max = lse.max_of(z, lse.max);
+    } else if (pass == 1) {
+      const F shift = V::set(lse.max);
+      F terms = {};
+      z.for_logits(lse.kLowest, [&](int64_t i, F value, auto) {
+        const F e = exp<V>(value - shift);
+        V::store(z.room + i, e);
+        terms += e;
+      });
+      lse.sum += V::reduce_add(terms);
+    } else {
+      const F inverse = V::set(1 / lse.sum);
+      for_lanes<V>(z.count, [&](int64_t i, auto lanes) {
+        lanes.store(out + i, V::load(z.room + i) * inverse);
+      });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,149 @@
+// Walsh-Hadamard transform of one row, in float32 (or float64):
+//
+//   y[i] = scale sum_j (-1)^popcount(i & j) x[j],   0 <= i, j < n = 2^k      (natural order)
+//
+// Cost: n k additions. Up to kBlock elements, ceil((k - log2 W - kCodelet) / kRadix) + 1 passes
+// read and write the row in the L1 cache; above, one radix-8 pass per factor of 8 goes through the
+// larger caches, and each eighth is finished before the next is begun.
+#pragma once
+
+#include "cpu/vec/generic.h"
+
+namespace fixclf {
+namespace {
+
+// 2^12 floats, half of the smallest L1 cache.
+constexpr int kBlockLog2 = 12;
+
+// All R stages over 2^R registers.
+template <class V, int R>
+FIXCLF_INLINE void butterflies(typename V::F (&v)[1 << R], typename V::F one) {
+#pragma GCC unroll 8
+  for (int stage = 0; stage < R; ++stage) {
+#pragma GCC unroll 64
+    for (int i = 0; i < 1 << R; ++i) {
+      if (i >> stage & 1) continue;
+      const int j = i | 1 << stage;
+      const auto u = v[i];
+      v[i] = u + v[j];
+      v[j] = V::difference(u, v[j], one);
+    }
+  }
+}
+
+// The stages inside a register: lane l becomes v[l ^ 2^bit] +- v[l].
+template <class V, int bit = 0>
+FIXCLF_INLINE typename V::F lane_butterflies(typename V::F v, int stages = V::kLog2Width) {
+  if constexpr (bit == V::kLog2Width) {
+    return v;
+  } else {
+    if (bit >= stages) return v;
+    return lane_butterflies<V, bit + 1>(
+        V::fma(v, V::template lane_signs<bit>(), V::template swap_lanes<bit>(v)), stages);
+  }
+}
+
+// R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all.
+template <class V, int R>
+FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, int64_t stride) {
+  const auto one = V::opaque_one();
+  for (int64_t i = 0; i < stride; i += V::kWidth) {
+    typename V::F v[1 << R];
+#pragma GCC unroll 64
+    for (int j = 0; j < 1 << R; ++j) v[j] = V::load(x + i + j * stride);
+    butterflies<V, R>(v, one);
+#pragma GCC unroll 64
+    for (int j = 0; j < 1 << R; ++j) V::store(y + i + j * stride, v[j]);
+  }
+}
+
+// `count` whole transforms of 2^R vectors each, contiguous, held in registers.
+template <class V, int R, bool kScale>
+FIXCLF_INLINE void codelets(const typename V::Real* x, typename V::Real* y, int64_t count,
+                            typename V::F scale) {
+  const auto one = V::opaque_one();
+  for (; count > 0; --count, x += V::kWidth << R, y += V::kWidth << R) {
+    typename V::F v[1 << R];
+#pragma GCC unroll 64
+    for (int j = 0; j < 1 << R; ++j) v[j] = lane_butterflies<V>(V::load(x + j * V::kWidth));
+    butterflies<V, R>(v, one);
+#pragma GCC unroll 64
+    for (int j = 0; j < 1 << R; ++j) V::store(y + j * V::kWidth, kScale ? v[j] * scale : v[j]);
+  }
+}
+
+// Calls body with the constant that equals `value`, 0 <= value <= kMax.
+template <int kMax, class Body>
+FIXCLF_INLINE void with_constant(int value, Body body) {
+  if constexpr (kMax > 0) {
+    if (value < kMax) return with_constant<kMax - 1>(value, body);
+  }
+  body(std::integral_constant<int, kMax>());
+}
+
+template <class V, bool kScale>
+void transform(const typename V::Real* x, typename V::Real* y, int k, typename V::Real scale) {
+  const int64_t n = int64_t{1} << k;
+  const int stages = k - V::kLog2Width;
+  if (stages < 0) {
+    const auto v = lane_butterflies<V>(V::load_first(x, n), k);
+    return V::store_first(y, n, kScale ? v * scale : v);
+  }
+  if (k > kBlockLog2) {
+    constexpr int kTop = 3;  // more streams than 8 would collide in an 8-way cache
+    const int radix = k - kBlockLog2 < kTop ? k - kBlockLog2 : kTop;
+    with_constant<kTop>(radix, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
+    for (int64_t i = 0; i < n; i += n >> radix)
+      transform<V, kScale>(y + i, y + i, k - radix, scale);
+    return;
+  }
+  int64_t length = n;
+  int left = stages > V::kCodelet ? stages - V::kCodelet : 0;
+  while (left > 0) {
+    const int passes = (left + V::kRadix - 1) / V::kRadix;
+    const int radix = (left + passes - 1) / passes;
+    with_constant<V::kRadix>(radix, [&](auto r) {
+      for (int64_t i = 0; i < n; i += length) radix_pass<V, r>(x + i, y + i, length >> r);
+    });
+    length >>= radix;
+    left -= radix;
+    x = y;
+  }
+  with_constant<V::kCodelet>(stages < V::kCodelet ? stages : V::kCodelet, [&](auto r) {
+    codelets<V, r, kScale>(x, y, n / length, V::set(scale));
+  });
+}
+
+// Rows of any dtype; the 16-bit ones pass through `scratch`, n floats.
+template <class V, class T>
+void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void* scratch) {
+  using Real = typename V::Real;
+  const int k = __builtin_ctzll(p.x.columns);
+  const Real scale = static_cast<Real>(p.scale);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
+    T* y = static_cast<T*>(p.y.data) + row * p.y.stride;
+    const Real* source;
+    Real* target;
+    if constexpr (std::is_same_v<T, Real>) {
+      source = x;
+      target = y;
+    } else {
+      source = target = static_cast<Real*>(scratch);
+      for_lanes<V>(p.x.columns,
+                   [&](int64_t i, auto lanes) { lanes.store(target + i, lanes.load(x + i)); });
+    }
+    if (scale == 1) {
+      transform<V, false>(source, target, k, scale);
+    } else {
+      transform<V, true>(source, target, k, scale);
+    }
+    if constexpr (!std::is_same_v<T, Real>) {
+      for_lanes<V>(p.x.columns,
+                   [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(target + i)); });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fixclf

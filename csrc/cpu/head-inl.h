@@ -1,0 +1,217 @@
+// The fused head, one row at a time, and the adjoint of its projection.
+//
+//   z_i = alpha <w_i, x^> / sqrt(N) + b_i,   x^ = x / max(|x|_2, 1e-12)
+//
+// x is never divided: W x and |x|^2 are computed side by side, and alpha / (|x| sqrt(N)) scales the
+// result once. Reads N features and C/8 bytes of signs, writes what the epilogue writes; scratch is
+// two rows of n. Accumulates in float32 (float64 for float64 features).
+#pragma once
+
+#include "core/problem.h"
+#include "cpu/block-inl.h"
+#include "cpu/epilogues/all-inl.h"
+
+namespace fixclf {
+namespace {
+
+template <class V>
+int64_t padded_row(int64_t order) {
+  return round_up(order, kPad<V>) + kPad<V>;
+}
+
+// What one row's features became: y = W x / factor, z = scale y + bias; scale is NaN for a row that
+// holds a NaN or an infinity.
+template <class V, class T>
+struct RowLoader {
+  using Real = typename V::Real;
+  const HeadProblem& p;
+  // One Sylvester block without sign flips: the row is folded while it is read.
+  const bool direct =
+      p.codebook.base_order == 1 && p.codebook.signs == nullptr && p.codebook.column_offset == 0;
+  const int64_t rows = direct ? rows_needed(p.codebook, 0) : 0;
+  const double root = p.normalize ? __builtin_sqrt(static_cast<double>(p.codebook.features)) : 1;
+
+  template <bool kScaled>
+  FIXCLF_INLINE Real read(const T* x, Real factor, Real* a, Real* y) const {
+    const int64_t features = p.codebook.features;
+    if (direct) {
+      const int64_t needed = int64_t{1} << log2_ceil(rows);
+      const int64_t width = needed < kPad<V> ? kPad<V> : needed;
+      const Real squares = fold<V, T, kScaled>(x, features, width, factor, y);
+      fold_in_place<V>(y, width, needed);
+      return squares;
+    }
+    const int64_t offset = p.codebook.column_offset;
+    const int64_t width = round_up(p.codebook.order(), kPad<V>);
+    const Real squares = fold<V, T, kScaled>(x, features, width, factor, a + offset);
+    if (offset == 1) a[0] = 0;
+    return squares;
+  }
+
+  // Returns the scale; leaves the folded row in y (direct) or the padded row in a.
+  FIXCLF_INLINE Real load(const T* x, Real* a, Real* y) const {
+    using Range = NormRange<Real>;
+    if (!p.normalize) {
+      read<false>(x, 1, a, y);
+      return static_cast<Real>(p.alpha);
+    }
+    Real squares = read<false>(x, 1, a, y);
+    Real factor = 1;
+    if (!(squares >= Range::kLow && squares <= Range::kHigh)) {
+      factor = squares < Range::kLow ? Range::kFactor : 1 / Range::kFactor;
+      squares = read<true>(x, factor, a, y);
+      if (!(squares <= Range::kHigh)) return static_cast<Real>(__builtin_nan(""));
+    }
+    const double norm = __builtin_sqrt(static_cast<double>(squares)) / static_cast<double>(factor);
+    const double clamped = norm > 1e-12 ? norm : 1e-12;
+    return static_cast<Real>(p.alpha / (clamped * root) / static_cast<double>(factor));
+  }
+};
+
+// The simplex ETF: subtracts from y the mean of the classes' values; returns sqrt(C / (C - 1)).
+template <class V>
+double center(const Codebook& cb, typename V::Real* y) {
+  using F = typename V::F;
+  F sum = {};
+  typename V::Real* first = y + cb.row_offset;
+  for_lanes<V>(cb.classes, [&](int64_t i, auto lanes) { sum += lanes.load(first + i); });
+  const F mean = V::set(V::reduce_add(sum) / static_cast<typename V::Real>(cb.classes));
+  for_lanes<V>(cb.classes, [&](int64_t i, auto lanes) {
+    lanes.store(first + i, lanes.load(first + i) - mean);
+  });
+  return __builtin_sqrt(static_cast<double>(cb.classes) / static_cast<double>(cb.classes - 1));
+}
+
+template <class V, class T, class Out, template <class, class> class Epilogue, bool kBias>
+void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
+  using Real = typename V::Real;
+  const Codebook& cb = p.codebook;
+  const RowLoader<V, T> loader{p};
+  Real* a = static_cast<Real*>(scratch);
+  Real* y = a + padded_row<V>(cb.order());
+  const int64_t first = first_block(cb), last = last_block(cb);
+  const bool resident = first == last;
+  for (int64_t row = begin; row < end; ++row) {
+    Out* out = static_cast<Out*>(p.out.data) + row * p.out.stride;
+    const Real scale = loader.load(static_cast<const T*>(p.x.data) + row * p.x.stride, a, y);
+    if (scale != scale) {
+      for_lanes<V>(p.out.columns,
+                   [&](int64_t i, auto lanes) { lanes.store(out + i, V::set(scale)); });
+      continue;
+    }
+    Epilogue<V, Out> epilogue;
+    double stretch = 1;
+    for (int pass = 0; pass < epilogue.passes(resident); ++pass) {
+      for (int64_t block = first; block <= last; ++block) {
+        if (pass == 0 || !resident) {
+          if (loader.direct) {
+            transform<V, false>(y, y, log2_ceil(loader.rows), 1);
+          } else {
+            block_rows<V>(cb, block, rows_needed(cb, block), a, y);
+          }
+          if (cb.center) stretch = center<V>(cb, y);
+        }
+        // Backwards where values are kept: the negated segment moves its values from y to a before
+        // the other one overwrites y.
+        Segment<V, kBias> segments[2];
+        int count = 0;
+        for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
+          Segment<V, kBias>& segment = segments[count];
+          segment.y = y + row0;
+          segment.scale = static_cast<Real>(sign * stretch * scale);
+          segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
+          segment.first_class = first_class;
+          segment.count = classes;
+          segment.room = !resident ? nullptr : count == 0 ? segment.y : a;
+          ++count;
+        });
+        while (count-- > 0)
+          epilogue.segment(pass, segments[count], out + segments[count].first_class);
+      }
+    }
+  }
+}
+
+template <class V, class T, class Out>
+void head_for(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
+  switch (p.epilogue) {
+#define FIXCLF_EPILOGUE(enumerator, value, name)                                          \
+  case Epilogue::k##enumerator:                                                           \
+    return p.bias != nullptr                                                              \
+               ? head_rows<V, T, Out, enumerator##Epilogue, true>(p, begin, end, scratch) \
+               : head_rows<V, T, Out, enumerator##Epilogue, false>(p, begin, end, scratch);
+#include "core/epilogue.def"
+#undef FIXCLF_EPILOGUE
+  }
+}
+
+// a[j] = y[j mod width] for j < n, n a multiple of width, both powers of two.
+template <class V>
+FIXCLF_INLINE void unfold(const typename V::Real* y, int64_t width, int64_t n,
+                          typename V::Real* a) {
+  if (width >= V::kWidth) {
+    for (int64_t j = 0; j < n; j += V::kWidth) V::store(a + j, V::load(y + (j & (width - 1))));
+  } else {
+    for (int64_t j = 0; j < n; ++j) a[j] = y[j & (width - 1)];
+  }
+}
+
+// out = W^T g: for each block D (P^T (x) H_{2^k}) (g+ - g-), the negated classes' gradients
+// subtracted before the transform. Cost of a block: that of the forward direction.
+template <class V, class T>
+void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scratch) {
+  using F = typename V::F;
+  using Real = typename V::Real;
+  const Codebook& cb = p.codebook;
+  const int k = static_cast<int>(cb.log2);
+  const int64_t length = int64_t{1} << k;
+  const int64_t n = cb.order();
+  Real* a = static_cast<Real*>(scratch);
+  Real* y = a + padded_row<V>(n);
+
+  uint8_t transposed[kMaxBaseOrder * kMaxBaseOrder / 8] = {};
+  for (int64_t i = 0; cb.base != nullptr && i < cb.base_order; ++i) {
+    for (int64_t j = 0; j < cb.base_order; ++j) {
+      const int bit = cb.base[i * cb.base_stride() + j / 8] >> j % 8 & 1;
+      transposed[j * cb.base_stride() + i / 8] |= static_cast<uint8_t>(bit << i % 8);
+    }
+  }
+
+  for (int64_t row = begin; row < end; ++row) {
+    const T* g = static_cast<const T*>(p.g.data) + row * p.g.stride;
+    Real* out = static_cast<Real*>(p.out.data) + row * p.out.stride;
+    for (int64_t block = first_block(cb); block <= last_block(cb); ++block) {
+      const int64_t rows = rows_needed(cb, block);
+      const int64_t width = cb.base_order == 1 ? int64_t{1} << log2_ceil(rows) : n;
+      for (int64_t i = 0; i < round_up(width, kPad<V>); i += V::kWidth) V::store(y + i, F{});
+      for_segments(cb, block, [&](int64_t first, int sign, int64_t row0, int64_t count) {
+        for_lanes<V>(count, [&](int64_t i, auto lanes) {
+          const F value = lanes.load(g + first + i);
+          Real* at = y + row0 + i;
+          lanes.store(at, sign > 0 ? lanes.load(at) + value : lanes.load(at) - value);
+        });
+      });
+      if (cb.center) {
+        const F stretch = V::set(static_cast<Real>(center<V>(cb, y)));
+        for_lanes<V>(rows,
+                     [&](int64_t i, auto lanes) { lanes.store(y + i, V::load(y + i) * stretch); });
+      }
+      if (cb.base_order == 1) {
+        transform<V, false>(y, y, log2_ceil(rows), 1);
+        unfold<V>(y, width, n, a);
+      } else {
+        for (int64_t i = 0; i < n; i += length) transform<V, false>(y + i, y + i, k, 1);
+        mix<V>(transposed, cb.base_order, k, cb.base_order, nullptr, y, a);
+      }
+      const uint8_t* signs = cb.signs == nullptr ? nullptr : cb.signs + block * cb.sign_stride();
+      for_lanes<V>(cb.features, [&](int64_t j, auto lanes) {
+        F value = flipped<V>(a, signs, j + cb.column_offset, n);
+        if (block != first_block(cb)) value += lanes.load(out + j);
+        lanes.store(out + j, value);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fixclf

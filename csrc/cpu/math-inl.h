@@ -1,0 +1,63 @@
+// exp on vectors, and the constants that keep a norm in range.
+#pragma once
+
+#include "cpu/vec/generic.h"
+
+namespace fixclf {
+namespace {
+
+// e^x for x <= 88: exactly 0 below -88 (-inf included); NaN stays NaN. float32: 2^(k + r) with k
+// the integer nearest to x log2(e), |r| <= 1/2, and a minimax polynomial for 2^r of relative error
+// 9.2e-8, exact at 0 and evaluated in Estrin's form: the latency of its chain, not the 12
+// operations, is what limits a loop over exponentials.
+template <class V>
+FIXCLF_INLINE typename V::F exp(typename V::F x) {
+  using F = typename V::F;
+  using I = typename V::I;
+  if constexpr (sizeof(typename V::Real) == 8) {
+    return V::set(__builtin_exp(x[0]));
+  } else {
+    const F log2e = V::set(0x1.715476p0f);
+    const F shift = V::set(0x1.8p23f + 127);  // low mantissa bits of x log2(e) + shift: k + 127
+    x = V::max(V::set(-88.0296919f), x);      // k >= -127, where the factor 2^k comes out as 0
+    const F shifted = V::fma(x, log2e, shift);
+    const F r = V::fma(x, log2e, shift - shifted);
+    const F r2 = r * r;
+    const F p01 = V::fma(r, V::set(0x1.62e42ap-1f), V::set(1));
+    const F p23 = V::fma(r, V::set(0x1.c6b752p-5f), V::set(0x1.ebf9bcp-3f));
+    const F p45 = V::fma(r, V::set(0x1.5bba14p-10f), V::set(0x1.3cea88p-7f));
+    const F p = V::fma(r2, V::fma(r2, p45, p23), p01);
+    const I scale = reinterpret_cast<I>(shifted) << 23;
+    return p * reinterpret_cast<F>(scale);
+  }
+}
+
+template <class Real>
+FIXCLF_INLINE Real scalar_log(Real x) {
+  if constexpr (sizeof(Real) == 8) {
+    return __builtin_log(x);
+  } else {
+    return __builtin_logf(x);
+  }
+}
+
+template <class V>
+FIXCLF_INLINE typename V::Real scalar_exp(typename V::Real x) {
+  return exp<V>(V::set(x))[0];
+}
+
+// A sum of squares within [kLow, kHigh] is accurate: nothing that overflowed, and nothing that
+// underflowed and mattered. Otherwise the row is multiplied by kFactor or its inverse first.
+template <class Real>
+struct NormRange;
+template <>
+struct NormRange<float> {
+  static constexpr float kLow = 0x1p-60f, kHigh = 0x1p120f, kFactor = 0x1p90f;
+};
+template <>
+struct NormRange<double> {
+  static constexpr double kLow = 0x1p-500, kHigh = 0x1p1000, kFactor = 0x1p600;
+};
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,226 @@
+// Vectors of kWidth lanes, written once on GNU vector extensions. An ISA header derives from
+// Generic and replaces what its instruction set does better.
+//
+// Nothing here may have external linkage: every ISA compiles its own copy of this file, and one
+// shared symbol would let the linker keep an AVX-512 body for a machine that has none. Hence the
+// anonymous namespace, and no function of the standard library that could be emitted out of line.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "core/types.h"
+
+#define FIXCLF_INLINE inline __attribute__((always_inline))
+
+namespace fixclf {
+namespace {
+
+// Spelled out for each width: GCC loses the vector attribute on types of dependent size.
+template <class Real, int kWidth>
+struct Types;
+#define FIXCLF_TYPES(RealT, IntT, width)                                 \
+  template <>                                                            \
+  struct Types<RealT, width> {                                           \
+    typedef IntT Int;                                                    \
+    typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
+    typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
+    typedef uint32_t U __attribute__((vector_size(4 * width)));          \
+    typedef uint16_t H __attribute__((vector_size(2 * width)));          \
+  };
+FIXCLF_TYPES(double, int64_t, 1)
+FIXCLF_TYPES(float, int32_t, 1)
+FIXCLF_TYPES(float, int32_t, 4)
+FIXCLF_TYPES(float, int32_t, 8)
+FIXCLF_TYPES(float, int32_t, 16)
+#undef FIXCLF_TYPES
+
+template <class RealT, int kWidthT>
+struct Generic {
+  using Real = RealT;
+  static constexpr int kWidth = kWidthT;
+  static constexpr int kLog2Width = __builtin_ctz(kWidth);
+  using T = Types<Real, kWidth>;
+  using Int = typename T::Int;
+  using F = typename T::F;  // of Real
+  using I = typename T::I;  // of integers as wide
+  using U = typename T::U;  // of uint32_t, and
+  using H = typename T::H;  // of uint16_t, for the 16-bit dtypes
+
+  static FIXCLF_INLINE F set(Real value) { return F{} + value; }
+  static FIXCLF_INLINE F load(const Real* p) {
+    F v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static FIXCLF_INLINE void store(Real* p, F v) { memcpy(p, &v, sizeof v); }
+
+  // a * b + c, and c - a * b; rounded once where the ISA has a fused instruction.
+  static FIXCLF_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  static FIXCLF_INLINE F fnma(F a, F b, F c) { return c - a * b; }
+
+  // u - v. Where the ISA has one, a fused multiply by a `one` that the compiler cannot see through:
+  // it computes the same bits on the FMA pipe, while the additions have the add pipe to themselves.
+  static FIXCLF_INLINE F difference(F u, F v, F /*one*/) { return u - v; }
+  static FIXCLF_INLINE F opaque_one() { return set(1); }
+
+  // A NaN in `b` survives.
+  static FIXCLF_INLINE F max(F a, F b) { return a > b ? a : b; }
+  static FIXCLF_INLINE F min(F a, F b) { return a < b ? a : b; }
+  static FIXCLF_INLINE F abs(F v) {
+    return reinterpret_cast<F>(reinterpret_cast<I>(v) & ~sign_bits());
+  }
+  static FIXCLF_INLINE I sign_bits() {
+    return I{} + static_cast<Int>(Int{1} << (8 * sizeof(Int) - 1));
+  }
+  static FIXCLF_INLINE I to_int(F v) { return __builtin_convertvector(v, I); }
+  static FIXCLF_INLINE F from_int(I v) { return __builtin_convertvector(v, F); }
+
+  // The lane that differs from this one in `bit` of its number.
+  template <int bit>
+  static FIXCLF_INLINE F swap_lanes(F v) {
+    return swap_lanes_impl<bit>(v, std::make_integer_sequence<int, kWidth>());
+  }
+  // +1 in lanes with `bit` clear, -1 where it is set.
+  template <int bit>
+  static FIXCLF_INLINE F lane_signs() {
+    return lane_signs_impl<bit>(std::make_integer_sequence<int, kWidth>());
+  }
+
+  static FIXCLF_INLINE Real reduce_add(F v) { return reduce_add_impl<0>(v)[0]; }
+  static FIXCLF_INLINE Real reduce_max(F v) { return reduce_max_impl<0>(v)[0]; }
+
+  // Flips the sign of every lane whose bit is set.
+  static FIXCLF_INLINE F flip(F v, uint32_t bits) {
+    const I lane_bit = lane_bits(std::make_integer_sequence<int, kWidth>());
+    const I minus = ((I{} + static_cast<Int>(bits)) & lane_bit) == lane_bit;
+    return reinterpret_cast<F>(reinterpret_cast<I>(v) ^ (minus & sign_bits()));
+  }
+
+  // Other dtypes. bfloat16 is the upper half of a float; rounding is to nearest even.
+  static FIXCLF_INLINE F load(const BFloat16* p) {
+    H half;
+    memcpy(&half, p, sizeof half);
+    return reinterpret_cast<F>(__builtin_convertvector(half, U) << 16);
+  }
+  static FIXCLF_INLINE void store(BFloat16* p, F v) {
+    const U bits = reinterpret_cast<U>(v);
+    U rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    rounded = (bits & 0x7fffffff) > 0x7f800000 ? U{} + 0x7fc0 : rounded;
+    const H half = __builtin_convertvector(rounded, H);
+    memcpy(p, &half, sizeof half);
+  }
+  // float16 without conversion instructions: the exponent is rebiased by a multiplication, which
+  // also normalises subnormals exactly.
+  static FIXCLF_INLINE F load(const Float16* p) {
+    H half;
+    memcpy(&half, p, sizeof half);
+    const U bits = __builtin_convertvector(half, U);
+    const U magnitude = (bits & 0x7fff) << 13;
+    const F scaled = reinterpret_cast<F>(magnitude) * 0x1p112f;
+    const U special = reinterpret_cast<U>(scaled) | 0x7f800000;
+    const U finite_or_not = (bits & 0x7c00) == 0x7c00 ? special : reinterpret_cast<U>(scaled);
+    return reinterpret_cast<F>(finite_or_not | (bits & 0x8000) << 16);
+  }
+  static FIXCLF_INLINE void store(Float16* p, F v) {
+    const U bits = reinterpret_cast<U>(v);
+    const U magnitude = bits & 0x7fffffff;
+    // Subnormal results: adding 0.5 leaves the rounded significand in the low bits.
+    const U subnormal = reinterpret_cast<U>(reinterpret_cast<F>(magnitude) + 0.5f) - 0x3f000000;
+    const U normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    U rounded = magnitude < 0x38800000 ? subnormal : normal;
+    rounded = magnitude >= 0x477ff000 ? U{} + 0x7c00 : rounded;
+    rounded = magnitude > 0x7f800000 ? U{} + 0x7e00 : rounded;
+    const H half = __builtin_convertvector(rounded | (bits >> 16 & 0x8000), H);
+    memcpy(p, &half, sizeof half);
+  }
+
+  // The first n lanes; the others are read as zero and never written.
+  template <class Stored>
+  static FIXCLF_INLINE F load_first(const Stored* p, int64_t n) {
+    Stored lanes[kWidth] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  template <class Stored>
+  static FIXCLF_INLINE void store_first(Stored* p, int64_t n, F v) {
+    Stored lanes[kWidth];
+    store(lanes, v);
+    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+
+ private:
+  template <int bit, int... lane>
+  static FIXCLF_INLINE F swap_lanes_impl(F v, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(v, v, (lane ^ (1 << bit))...);
+  }
+  template <int bit, int... lane>
+  static FIXCLF_INLINE F lane_signs_impl(std::integer_sequence<int, lane...>) {
+    return F{static_cast<Real>(lane >> bit & 1 ? -1 : 1)...};
+  }
+  template <int... lane>
+  static FIXCLF_INLINE I lane_bits(std::integer_sequence<int, lane...>) {
+    return I{static_cast<Int>(1 << lane)...};
+  }
+  template <int bit>
+  static FIXCLF_INLINE F reduce_add_impl(F v) {
+    if constexpr (bit == kLog2Width) {
+      return v;
+    } else {
+      return reduce_add_impl<bit + 1>(v + swap_lanes<bit>(v));
+    }
+  }
+  template <int bit>
+  static FIXCLF_INLINE F reduce_max_impl(F v) {
+    if constexpr (bit == kLog2Width) {
+      return v;
+    } else {
+      return reduce_max_impl<bit + 1>(max(v, swap_lanes<bit>(v)));
+    }
+  }
+};
+
+// How many lanes of a vector count: all of them, or the first n at the end of a row.
+template <class V>
+struct AllLanes {
+  template <class T>
+  FIXCLF_INLINE typename V::F load(const T* p) const {
+    return V::load(p);
+  }
+  template <class T>
+  FIXCLF_INLINE void store(T* p, typename V::F v) const {
+    V::store(p, v);
+  }
+  FIXCLF_INLINE typename V::F keep(typename V::F v, typename V::Real) const { return v; }
+};
+template <class V>
+struct FirstLanes {
+  int64_t n;
+  template <class T>
+  FIXCLF_INLINE typename V::F load(const T* p) const {
+    return V::load_first(p, n);
+  }
+  template <class T>
+  FIXCLF_INLINE void store(T* p, typename V::F v) const {
+    V::store_first(p, n, v);
+  }
+  // The lanes that do not count become `other`.
+  FIXCLF_INLINE typename V::F keep(typename V::F v, typename V::Real other) const {
+    typename V::Real lanes[V::kWidth];
+    V::store(lanes, v);
+    for (int64_t i = n; i < V::kWidth; ++i) lanes[i] = other;
+    return V::load(lanes);
+  }
+};
+
+// body(i, lanes) for i = 0, W, 2W, ... up to count.
+template <class V, class Body>
+FIXCLF_INLINE void for_lanes(int64_t count, Body body) {
+  int64_t i = 0;
+  for (; i + V::kWidth <= count; i += V::kWidth) body(i, AllLanes<V>());
+  if (i < count) body(i, FirstLanes<V>{count - i});
+}
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,521 @@
+// The kernels against a dense float64 oracle, in every instruction set that this machine has, on
+// buffers of exactly the size that they may touch. Built with AddressSanitizer and
+// UndefinedBehaviorSanitizer by `make test-cpp`.
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/cpu.h"
+#include "cpu/kernel_table.h"
+#include "cpu/thread_pool.h"
+#include "tests/check.h"
+
+namespace fixclf {
+extern const KernelTable kernels_wide;
+}
+
+namespace {
+
+using namespace fixclf;
+using Rows = std::vector<std::vector<double>>;
+
+std::mt19937 random_engine(20260117);
+int64_t pick(int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(random_engine);
+}
+bool coin() { return pick(0, 1) == 1; }
+double normal() { return std::normal_distribution<double>()(random_engine); }
+
+// Values of any dtype, on a heap block of their exact size.
+class Buffer {
+ public:
+  Buffer(DType dtype, int64_t count)
+      : dtype_(dtype),
+        count_(count),
+        bytes_(new char[static_cast<size_t>(count * size_of(dtype))]) {
+    std::memset(bytes_.get(), 0xff, static_cast<size_t>(count * size_of(dtype)));  // NaN
+  }
+  void* data() { return bytes_.get(); }
+  DType dtype() const { return dtype_; }
+  int64_t count() const { return count_; }
+
+  // Returns what was stored: value rounded (towards zero, for the 16-bit dtypes) to the dtype.
+  double set(int64_t i, double value) {
+    const auto f = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    switch (dtype_) {
+      case DType::kFloat64:
+        std::memcpy(bytes_.get() + 8 * i, &value, 8);
+        break;
+      case DType::kFloat32:
+        std::memcpy(bytes_.get() + 4 * i, &f, 4);
+        break;
+      case DType::kBFloat16: {
+        const auto half = static_cast<uint16_t>(bits >> 16);
+        std::memcpy(bytes_.get() + 2 * i, &half, 2);
+        break;
+      }
+      case DType::kFloat16: {
+        // Normal numbers only: |value| in [2^-14, 65504], or 0.
+        const uint32_t sign = bits >> 16 & 0x8000;
+        const bool tiny = std::abs(f) < 0x1p-14f;
+        const auto half =
+            static_cast<uint16_t>(sign | (tiny ? 0 : ((bits & 0x7fffffff) - 0x38000000) >> 13));
+        std::memcpy(bytes_.get() + 2 * i, &half, 2);
+        break;
+      }
+    }
+    return get(i);
+  }
+
+  double get(int64_t i) const {
+    if (dtype_ == DType::kFloat64) {
+      double value;
+      std::memcpy(&value, bytes_.get() + 8 * i, 8);
+      return value;
+    }
+    if (dtype_ == DType::kFloat32) {
+      float value;
+      std::memcpy(&value, bytes_.get() + 4 * i, 4);
+      return value;
+    }
+    uint16_t half;
+    std::memcpy(&half, bytes_.get() + 2 * i, 2);
+    if (dtype_ == DType::kBFloat16) {
+      const uint32_t bits = static_cast<uint32_t>(half) << 16;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      return value;
+    }
+    const int exponent = half >> 10 & 31;
+    const int mantissa = half & 1023;
+    const double sign = half >> 15 ? -1 : 1;
+    if (exponent == 31) return mantissa ? std::nan("") : sign * HUGE_VAL;
+    return sign *
+           (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24));
+  }
+
+ private:
+  DType dtype_;
+  int64_t count_;
+  std::unique_ptr<char[]> bytes_;
+};
+
+// Half a unit in the last place of the output dtype, relative; the 16-bit subnormals, absolute.
+double rounding(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return 0x1p-52;
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    case DType::kFloat16:
+      return 0x1p-10;
+  }
+  return 0;
+}
+
+int sign_of(const std::vector<uint8_t>& bits, int64_t stride, int64_t row, int64_t column) {
+  return bits[static_cast<size_t>(row * stride + column / 8)] >> column % 8 & 1 ? -1 : 1;
+}
+
+// A random codebook and its bits.
+struct Case {
+  Codebook cb{};
+  std::vector<uint8_t> base, signs;
+
+  explicit Case(int64_t max_classes = 1 << 20) {
+    const int64_t orders[] = {1, 1, 1, 1, 2, 4, 12, 20, 28, 36, 68, 100};
+    cb.base_order = orders[pick(0, 11)];
+    cb.log2 = pick(0, cb.base_order == 1 ? 8 : 4);
+    const int64_t n = cb.order();
+    const int64_t choices[] = {0, 0, 1, 2, 5};
+    const int64_t blocks = choices[pick(0, 4)];
+    cb.blocks = blocks == 0 ? 1 : blocks;
+    cb.negate = coin();
+    if (cb.base_order > 1) fill(base, cb.base_order * cb.base_stride());
+    if (blocks > 0) fill(signs, blocks * cb.sign_stride());
+    cb.base = base.empty() ? nullptr : base.data();
+    cb.signs = signs.empty() ? nullptr : signs.data();
+    cb.column_offset = n > 1 ? pick(0, 1) : 0;
+    cb.features = pick(1, n - cb.column_offset);
+    const int64_t rows = cb.blocks * cb.rows_per_block();
+    cb.row_offset = pick(0, rows > 2 ? 2 : 0);
+    cb.classes = pick(1, std::min(rows - cb.row_offset, max_classes));
+    cb.center = blocks == 0 && !cb.negate && cb.classes > 1 && pick(0, 3) == 0;
+    cb.class_begin = coin() ? 0 : pick(0, cb.classes - 1);
+    cb.class_end = coin() ? cb.classes : pick(cb.class_begin + 1, cb.classes);
+  }
+
+  int64_t shard() const { return cb.class_end - cb.class_begin; }
+
+  Status validate() const {
+    return fixclf::validate(cb, static_cast<int64_t>(base.size()),
+                            static_cast<int64_t>(signs.size()));
+  }
+
+  double entry(int64_t cls, int64_t feature) const {
+    const int64_t row = cls + cb.row_offset, n = cb.order();
+    const int64_t block = row / cb.rows_per_block(), within = row % cb.rows_per_block();
+    const int64_t i = within % n, j = feature + cb.column_offset, size = int64_t{1} << cb.log2;
+    int sign = within >= n ? -1 : 1;
+    if (__builtin_parityll(i % size & j % size)) sign = -sign;
+    if (cb.base) sign *= sign_of(base, cb.base_stride(), i / size, j / size);
+    if (cb.signs) sign *= sign_of(signs, cb.sign_stride(), block, j);
+    return sign;
+  }
+
+  // Rows of the shard, centred if the codebook is.
+  Rows matrix() const {
+    Rows w(static_cast<size_t>(cb.classes), std::vector<double>(static_cast<size_t>(cb.features)));
+    for (int64_t i = 0; i < cb.classes; ++i)
+      for (int64_t j = 0; j < cb.features; ++j) w[i][j] = entry(i, j);
+    if (cb.center) {
+      const double stretch = std::sqrt(cb.classes / (cb.classes - 1.0));
+      for (int64_t j = 0; j < cb.features; ++j) {
+        double mean = 0;
+        for (const auto& row : w) mean += row[j] / static_cast<double>(cb.classes);
+        for (auto& row : w) row[j] = stretch * (row[j] - mean);
+      }
+    }
+    return {w.begin() + cb.class_begin, w.begin() + cb.class_end};
+  }
+
+ private:
+  static void fill(std::vector<uint8_t>& bits, int64_t bytes) {
+    bits.resize(static_cast<size_t>(bytes));
+    for (auto& byte : bits) byte = static_cast<uint8_t>(pick(0, 255));
+  }
+};
+
+std::vector<double> oracle(const Rows& w, const std::vector<double>& x, double alpha,
+                           const std::vector<double>& bias, bool normalize, Epilogue epilogue) {
+  double squares = 0;
+  for (double v : x) squares += v * v;
+  const double divisor =
+      normalize ? std::max(std::sqrt(squares), 1e-12) * std::sqrt(static_cast<double>(x.size()))
+                : 1;
+  std::vector<double> z(w.size());
+  for (size_t i = 0; i < w.size(); ++i) {
+    double dot = 0;
+    for (size_t j = 0; j < x.size(); ++j) dot += w[i][j] * x[j];
+    z[i] = alpha * dot / divisor + (bias.empty() ? 0 : bias[i]);
+  }
+  double top = -HUGE_VAL, sum = 0;
+  for (double v : z) top = std::max(top, v);
+  for (double v : z) sum += std::exp(v - top);
+  const double lse = top + std::log(sum);
+  for (double& v : z) {
+    if (epilogue == Epilogue::kSoftmax) v = std::exp(v - lse);
+    if (epilogue == Epilogue::kLogSoftmax) v -= lse;
+    if (epilogue == Epilogue::kSigmoid) v = 1 / (1 + std::exp(-v));
+  }
+  return z;
+}
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
+
+// Runs one kernel as the current instruction set, or as the 16-lane unit that only the tests have.
+struct Runner {
+  const KernelTable* table = nullptr;
+
+  Status operator()(const HeadProblem& p) const {
+    if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::head(p, {});
+    const Status status = validate(p);
+    if (status.ok())
+      with_scratch(p.codebook.order(), [&](void* s) { table->head(p, 0, p.x.rows, s); });
+    return status;
+  }
+  Status operator()(const AdjointProblem& p) const {
+    if (table == nullptr || p.g.dtype == DType::kFloat64) return cpu::adjoint(p, {});
+    const Status status = validate(p);
+    if (status.ok())
+      with_scratch(p.codebook.order(), [&](void* s) { table->adjoint(p, 0, p.g.rows, s); });
+    return status;
+  }
+  Status operator()(const TransformProblem& p) const {
+    if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::transform(p, {});
+    const Status status = validate(p);
+    if (status.ok())
+      with_scratch(p.x.columns, [&](void* s) { table->transform(p, 0, p.x.rows, s); });
+    return status;
+  }
+
+ private:
+  template <class F>
+  void with_scratch(int64_t order, F f) const {
+    const auto bytes =
+        static_cast<size_t>(table->scratch_bytes(order, DType::kFloat32) + 63) / 64 * 64;
+    std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
+    std::memset(scratch.get(), 0xff, bytes);
+    f(scratch.get());
+  }
+};
+
+void test_head(const Runner& run) {
+  const Case c;
+  CHECK(c.validate().ok());
+  const Rows w = c.matrix();
+  const DType dtype = kDTypes[pick(0, 3)];
+  const DType exact = accumulation_dtype(dtype);
+  const int64_t rows = pick(0, 3), stride = c.cb.features + pick(0, 3);
+  const bool normalize = pick(0, 4) > 0, biased = coin();
+  const double alpha = static_cast<float>(normalize ? 6 * normal() : 0.5 * normal());
+  Buffer x(dtype, rows == 0 ? 0 : (rows - 1) * stride + c.cb.features);
+  Buffer bias(exact, c.shard());
+  std::vector<std::vector<double>> features(static_cast<size_t>(rows));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < c.cb.features; ++j)
+      features[r].push_back(x.set(r * stride + j, normalize ? normal() : normal() / 16));
+  std::vector<double> biases;
+  for (int64_t i = 0; biased && i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
+#define FIXCLF_EPILOGUE(enumerator, value, name) Epilogue::k##enumerator,
+  for (const Epilogue epilogue : {
+#include "core/epilogue.def"
+       }) {
+#undef FIXCLF_EPILOGUE
+    Buffer out(coin() ? dtype : exact, rows * c.shard());
+    HeadProblem p{};
+    p.codebook = c.cb;
+    p.x = {x.data(), dtype, rows, c.cb.features, stride};
+    p.alpha = alpha;
+    p.bias = biased ? bias.data() : nullptr;
+    p.bias_length = c.shard();
+    p.bias_dtype = exact;
+    p.normalize = normalize;
+    p.epilogue = epilogue;
+    p.out = {out.data(), out.dtype(), rows, c.shard(), c.shard()};
+    CHECK(run(p).ok());
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto expected = oracle(w, features[r], alpha, biases, normalize, epilogue);
+      for (int64_t i = 0; i < c.shard(); ++i) {
+        const double got = out.get(r * c.shard() + i), want = expected[i];
+        const double bound = 3e-5 + rounding(out.dtype()) * (std::abs(want) + 0x1p-14);
+        if (!(std::abs(got - want) <= bound)) {
+          std::printf("  epilogue %d, %s to %s, b=%ld k=%ld N=%ld C=%ld blocks=%ld: %g, not %g\n",
+                      static_cast<int>(epilogue), name_of(dtype), name_of(out.dtype()),
+                      static_cast<long>(c.cb.base_order), static_cast<long>(c.cb.log2),
+                      static_cast<long>(c.cb.features), static_cast<long>(c.cb.classes),
+                      static_cast<long>(c.cb.blocks), got, want);
+          CHECK(!"the head differs from the oracle");
+          return;
+        }
+      }
+    }
+  }
+  CHECK(true);
+}
+
+void test_adjoint(const Runner& run) {
+  const Case c;
+  const Rows w = c.matrix();
+  const DType dtype = kDTypes[pick(0, 3)];
+  const int64_t rows = pick(0, 3);
+  Buffer g(dtype, rows * c.shard());
+  Buffer out(accumulation_dtype(dtype), rows * c.cb.features);
+  for (int64_t i = 0; i < g.count(); ++i) g.set(i, normal());
+  const AdjointProblem p{c.cb,
+                         {g.data(), dtype, rows, c.shard(), c.shard()},
+                         {out.data(), out.dtype(), rows, c.cb.features, c.cb.features}};
+  CHECK(run(p).ok());
+  double worst = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < c.cb.features; ++j) {
+      double want = 0, size = 0;
+      for (int64_t i = 0; i < c.shard(); ++i) {
+        want += w[i][j] * g.get(r * c.shard() + i);
+        size += std::abs(g.get(r * c.shard() + i));
+      }
+      worst = std::max(worst, std::abs(out.get(r * c.cb.features + j) - want) / (size + 1));
+    }
+  }
+  CHECK(worst < 2e-6);
+}
+
+void test_transform(const Runner& run) {
+  const int k = static_cast<int>(pick(0, 15));
+  const int64_t n = int64_t{1} << k, rows = pick(0, 3), stride = n + pick(0, 2);
+  const DType dtype = kDTypes[pick(0, 3)];
+  const double scale = coin() ? 1 : 0.25;
+  Buffer x(dtype, rows == 0 ? 0 : (rows - 1) * stride + n), y(dtype, rows * n);
+  for (int64_t i = 0; i < x.count(); ++i) x.set(i, normal());
+  CHECK(run(TransformProblem{
+                {x.data(), dtype, rows, n, stride}, {y.data(), dtype, rows, n, n}, scale})
+            .ok());
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<double> want(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) want[i] = scale * x.get(r * stride + i);
+    for (int64_t h = 1; h < n; h *= 2)
+      for (int64_t i = 0; i < n; ++i)
+        if (!(i & h)) {
+          const double u = want[i], v = want[i + h];
+          want[i] = u + v;
+          want[i + h] = u - v;
+        }
+    double worst = 0;
+    for (int64_t i = 0; i < n; ++i)
+      worst = std::max(
+          worst, (std::abs(y.get(r * n + i) - want[i]) - rounding(dtype) * std::abs(want[i])) /
+                     std::sqrt(static_cast<double>(n)));
+    CHECK(worst < 1e-5);
+  }
+}
+
+// Bitwise the same alone, within a batch, at another stride, on several threads.
+void test_batch_invariance() {
+  const Case c;
+  const int64_t rows = 37, n = c.cb.features, classes = c.shard();
+  std::vector<float> x(static_cast<size_t>(rows * (n + 3)));
+  for (auto& v : x) v = static_cast<float>(normal());
+  std::vector<float> whole(static_cast<size_t>(rows * classes)), alone(whole.size());
+  HeadProblem p{};
+  p.codebook = c.cb;
+  p.alpha = 3;
+  p.normalize = true;
+  p.epilogue = Epilogue::kSoftmax;
+  p.x = {x.data(), DType::kFloat32, rows, n, n + 3};
+  p.out = {whole.data(), DType::kFloat32, rows, classes, classes};
+  cpu::set_num_threads(3);
+  CHECK(cpu::head(p, cpu::thread_pool()).ok());
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::vector<float> row(x.begin() + r * (n + 3), x.begin() + r * (n + 3) + n);
+    p.x = {row.data(), DType::kFloat32, 1, n, n};
+    p.out = {alone.data() + r * classes, DType::kFloat32, 1, classes, classes};
+    CHECK(cpu::head(p, {}).ok());
+  }
+  CHECK(std::memcmp(whole.data(), alone.data(), 4 * whole.size()) == 0);
+}
+
+void test_extreme_rows(const Runner& run) {
+  const int64_t n = 24;
+  Codebook cb{};
+  cb.features = n;
+  cb.classes = cb.class_end = 32;
+  cb.base_order = cb.blocks = 1;
+  cb.log2 = 5;
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  for (const float size : {1e30f, 1e-30f, 3e38f, 1e-44f, 0.f, inf, nan}) {
+    std::vector<float> x(n), out(32), bias(32, 0.5f);
+    for (int64_t j = 0; j < n; ++j) x[j] = j % 3 == 0 ? -size : size;
+    HeadProblem p{};
+    p.codebook = cb;
+    p.x = {x.data(), DType::kFloat32, 1, n, n};
+    p.alpha = 2;
+    p.bias = bias.data();
+    p.bias_length = 32;
+    p.bias_dtype = DType::kFloat32;
+    p.normalize = true;
+    p.out = {out.data(), DType::kFloat32, 1, 32, 32};
+    CHECK(run(p).ok());
+    // Class 0 sees the sum of the features, 8 of them negative.
+    double want = 2 * 8 * (size / std::max(std::sqrt(24.0) * size, 1e-12)) / std::sqrt(24.0) + 0.5;
+    if (size == 0) want = 0.5;
+    if (std::isfinite(size)) {
+      CHECK(std::abs(out[0] - want) < 1e-6);
+      for (const float z : out) CHECK(std::isfinite(z));
+    } else {
+      for (const float z : out) CHECK(std::isnan(z));
+    }
+  }
+}
+
+void test_errors() {
+  Case c;
+  const auto broken = [&](auto change, const char* mention) {
+    Codebook cb = c.cb;
+    change(cb);
+    const Status status =
+        validate(cb, static_cast<int64_t>(c.base.size()), static_cast<int64_t>(c.signs.size()));
+    if (!CHECK(!status.ok() && status.message().find(mention) != std::string::npos))
+      std::printf("  '%s' does not mention %s\n", status.message().c_str(), mention);
+  };
+  const int64_t huge = std::numeric_limits<int64_t>::max(),
+                low = std::numeric_limits<int64_t>::min();
+  for (const int64_t bad : {int64_t{0}, int64_t{-1}, huge, low}) {
+    broken([&](Codebook& cb) { cb.base_order = bad; }, "base_order");
+    broken([&](Codebook& cb) { cb.features = bad; }, "features");
+    broken([&](Codebook& cb) { cb.classes = bad; }, "num_classes");
+    broken([&](Codebook& cb) { cb.class_end = bad; }, "class range");
+    if (bad == 0) continue;
+    broken([&](Codebook& cb) { cb.log2 = bad; }, "order");
+    broken([&](Codebook& cb) { cb.row_offset = bad; }, "row");
+    broken([&](Codebook& cb) { cb.column_offset = bad; }, "column");
+    broken([&](Codebook& cb) { cb.class_begin = bad; }, "class range");
+  }
+  CHECK(!cpu::set_isa("avx9000").ok());
+  std::string name;
+  CHECK(cpu::active_isa(&name).ok());
+}
+
+void test_concurrent_callers() {
+  const Case c(4096);
+  const int64_t n = c.cb.features, classes = c.shard(), rows = 64;
+  std::vector<float> x(static_cast<size_t>(rows * n));
+  for (auto& v : x) v = static_cast<float>(normal());
+  const auto compute = [&](std::vector<float>& out) {
+    out.resize(static_cast<size_t>(rows * classes));
+    HeadProblem p{};
+    p.codebook = c.cb;
+    p.alpha = 1;
+    p.normalize = true;
+    p.x = {x.data(), DType::kFloat32, rows, n, n};
+    p.out = {out.data(), DType::kFloat32, rows, classes, classes};
+    return cpu::head(p, cpu::thread_pool()).ok();
+  };
+  std::vector<float> expected;
+  CHECK(compute(expected));
+  std::vector<std::thread> threads;
+  std::atomic<int> same{0};
+  for (int t = 0; t < 6; ++t)
+    threads.emplace_back([&] {
+      std::vector<float> out;
+      for (int i = 0; i < 5; ++i) {
+        const bool ok = compute(out);
+        same += ok && std::memcmp(out.data(), expected.data(), 4 * out.size()) == 0;
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  CHECK(same == 30);
+}
+
+}  // namespace
+
+int main() {
+  std::vector<std::string> names = cpu::supported_isas();
+  for (const auto& isa : cpu::compiled_isas()) {
+    bool supported = false;
+    for (const auto& name : names) supported |= name == isa;
+    if (!supported)
+      std::printf("skipped: %s is compiled, but this machine can't run it\n", isa.c_str());
+  }
+  names.emplace_back("wide");
+  for (const auto& isa : names) {
+    Runner run;
+    if (isa == "wide") {
+      run.table = &kernels_wide;
+    } else {
+      CHECK(cpu::set_isa(isa).ok());
+    }
+    const int before = check::counts().passed;
+    for (int i = 0; i < 300; ++i) {
+      test_head(run);
+      test_adjoint(run);
+      test_transform(run);
+    }
+    test_extreme_rows(run);
+    for (int i = 0; i < 20; ++i) test_batch_invariance();
+    std::printf("%s: %d checks\n", isa.c_str(), check::counts().passed - before);
+  }
+  for (int i = 0; i < 20; ++i) test_errors();
+  for (int i = 0; i < 5; ++i) test_concurrent_callers();
+  std::printf("%d passed, %d failed\n", check::counts().passed, check::counts().failed);
+  return check::counts().failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,56 @@
+"""Classifier heads without weights.
+
+A network's final dense layer is replaced by a fixed ±1 Hadamard codebook (Hoffer, Hubara and
+Soudry, "Fix your classifier", ICLR 2018): for features x with x̂ = x / max(‖x‖₂, 1e-12), class i has
+the logit z_i = α ⟨w_i, x̂⟩ / √N + b_i, computed by additions and subtractions only.
+
+Importing this package does not import torch; the names that need it do so on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import codebooks, nn, ops, reference
+    from .codebooks import Codebook, codebook
+    from .transform import hadamard_transform
+
+__version__ = "0.1.0"
+
+# Name → module that defines it; None for the submodule of that name.
+_LAZY = {
+    "Codebook": "codebooks",
+    "codebook": "codebooks",
+    "hadamard_transform": "transform",
+    "codebooks": None,
+    "nn": None,
+    "ops": None,
+    "reference": None,
+}
+
+__all__ = [
+    "Codebook",
+    "__version__",
+    "codebook",
+    "codebooks",
+    "hadamard_transform",
+    "nn",
+    "ops",
+    "reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    source = _LAZY[name]
+    module = importlib.import_module(f".{source or name}", __name__)
+    value = getattr(module, name) if source else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

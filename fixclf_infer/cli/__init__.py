@@ -1,0 +1,5 @@
+"""The `fixclf` command. A command is one file that adds itself to `app`."""
+
+from .app import app
+
+__all__ = ["app"]

@@ -1,0 +1,42 @@
+"""A Hadamard matrix and its negation: up to 2n classes for one transform.
+
+Construction. [H; −H], H the matrix of `hadamard`.
+
+Guarantee. Where N is an order, the cosines are 0 and −1: the largest is 0 for C ≥ 3, the least
+possible for C > N + 1 vectors (Rankin). Otherwise n − N columns are dropped and no cosine between
+different lines exceeds (n − N)/N in magnitude.
+
+Limits. C ≤ 2n.
+
+R. A. Rankin, "The closest packing of spherical caps in n dimensions", Proc. Glasgow Math. Assoc. 2
+(1955) 139–144.
+"""
+
+from __future__ import annotations
+
+from .base import Codebook, Cosines, KernelData
+from .kerdock import dropped
+from .orders import cover
+
+VERSION = 1
+
+
+def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
+    order = cover(in_features, exact)
+    if num_classes > 2 * order.n:
+        raise ValueError(
+            f"num_classes must be at most {2 * order.n} for kind='orthoplex' with in_features="
+            f"{in_features}, got {num_classes}"
+        )
+    data = KernelData(order.base, order.log2, order.bits, None, True, False, 0, 0)
+    reason = (
+        f"C = {num_classes} fits the order {order.n} = {order.base} * 2^{order.log2} twice: one "
+        f"transform serves a class and its opposite, and the largest cosine is 0"
+        f"{dropped(order, in_features)}."
+    )
+    cosines = None
+    if order.n == in_features and num_classes > 1:
+        cosines = Cosines(0.0, 0.0) if order.n > 1 else Cosines(-1.0, None)
+    return Codebook(
+        "orthoplex", VERSION, in_features, num_classes, seed, data, None, reason, cosines
+    )

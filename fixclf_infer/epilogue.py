@@ -1,0 +1,14 @@
+"""What the head derives from its logits."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Epilogue(IntEnum):
+    """Output of the head for logits z; the numbers are those of csrc/core/epilogue.def."""
+
+    LOGITS = 0  # z
+    SOFTMAX = 1  # exp(z_i) / Σ_j exp(z_j)
+    LOG_SOFTMAX = 2  # z_i − log Σ_j exp(z_j)
+    SIGMOID = 3  # 1 / (1 + exp(−z_i))

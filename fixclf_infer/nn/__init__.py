@@ -1,0 +1,5 @@
+"""Modules with a fixed classifier head."""
+
+from .classifier import FixedClassifier
+
+__all__ = ["FixedClassifier"]

@@ -1,0 +1,180 @@
+"""The fixed head as a module: a drop-in for the last `torch.nn.Linear` of a network."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..codebooks import Codebook, codebook, from_identity
+from ..epilogue import Epilogue
+
+
+def default_alpha(num_classes: int) -> float:
+    """α = log(99 (C − 1)): cosine 1 to one class and 0 to all others then has probability 0.99."""
+    return math.log(99 * max(num_classes - 1, 1))
+
+
+class FixedClassifier(nn.Module):
+    """z = α W x̂ / √N + b with a fixed codebook W, x̂ = x / max(‖x‖₂, 1e-12).
+
+    Hoffer, Hubara and Soudry, "Fix your classifier" (ICLR 2018), §3. Only α (one number) and b are
+    learned; W is never stored: it is made of additions and subtractions. Results of a row do not
+    depend on the rest of the batch, bit for bit.
+
+    Args:
+        in_features: N.
+        num_classes: C.
+        codebook: a kind for `fixclf_infer.codebook`, or a `Codebook` of this N and C.
+        bias: whether b is there (it starts at 0).
+        alpha: initial α; `default_alpha` when None.
+        learn_alpha: whether α is a parameter or a buffer.
+        device, dtype: of α and b; float32 by default. Kernels compute in float32 (float64 for
+            float64 features) whatever the dtype of the features.
+
+    Shape: x [..., N] → logits [..., C] of the dtype of x.
+
+    The state_dict holds `alpha`, `bias` and, as bytes of JSON, the codebook's identity (kind,
+    version, sizes, seed, digest); loading rebuilds the codebook from it, and raises ValueError when
+    its sizes are not this module's or its bits are not those of this version.
+    """
+
+    bias: Tensor | None
+    base: Tensor | None
+    signs: Tensor | None
+    dense: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        codebook: str | Codebook = "auto",
+        bias: bool = True,
+        alpha: float | None = None,
+        learn_alpha: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        book = _resolve(codebook, in_features, num_classes)
+        start = default_alpha(num_classes) if alpha is None else float(alpha)
+        if not math.isfinite(start):
+            raise ValueError(f"alpha must be finite, got {alpha}")
+        value = torch.tensor(start, device=device, dtype=dtype or torch.float32)
+        if learn_alpha:
+            self.alpha = nn.Parameter(value)
+        else:
+            self.register_buffer("alpha", value)
+        zeros = torch.zeros(num_classes, device=device, dtype=dtype or torch.float32)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+        self._set_codebook(book, device)
+
+    def _set_codebook(self, book: Codebook, device: torch.device | str | None) -> None:
+        self.codebook = book
+        self._geometry: list[int] = []
+        base = signs = dense = None
+        if book.kernel is not None:
+            base, signs, self._geometry = ops.codebook_arguments(book)
+        else:
+            dense = torch.from_numpy(book.dense)
+        for name, bits in (("base", base), ("signs", signs), ("dense", dense)):
+            placed = None if bits is None else bits.to(device or "cpu")
+            self.register_buffer(name, placed, persistent=False)
+
+    @property
+    def in_features(self) -> int:
+        """N, as in `torch.nn.Linear`."""
+        return self.codebook.in_features
+
+    @property
+    def out_features(self) -> int:
+        """C, as in `torch.nn.Linear`."""
+        return self.codebook.num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.codebook.num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [..., C] for features x [..., N]."""
+        return self._head(x, Epilogue.LOGITS, None)
+
+    def predict_proba(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Softmax probabilities [..., C], computed in float32; dtype: x's (default) or float32."""
+        return self._head(x, Epilogue.SOFTMAX, dtype)
+
+    def predict_log_proba(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Log-softmax [..., C], computed in float32; dtype: x's (default) or float32."""
+        return self._head(x, Epilogue.LOG_SOFTMAX, dtype)
+
+    def _head(self, x: Tensor, epilogue: Epilogue, dtype: torch.dtype | None) -> Tensor:
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        alpha = self.alpha if self.alpha.dtype == exact else self.alpha.to(exact)
+        bias = self.bias
+        if bias is not None and bias.dtype != exact:
+            bias = bias.to(exact)
+        if self.dense is not None:
+            return self._dense_head(x, alpha, bias, epilogue, dtype or x.dtype)
+        result: Tensor = torch.ops.fixclf.head.default(
+            x, alpha, bias, self.base, self.signs, self._geometry, True, epilogue, dtype
+        )
+        return result
+
+    def _dense_head(
+        self, x: Tensor, alpha: Tensor, bias: Tensor | None, epilogue: Epilogue, dtype: torch.dtype
+    ) -> Tensor:
+        """Codebooks that are no Hadamard matrix run as a dense product."""
+        assert self.dense is not None
+        unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
+        w = self.dense.to(alpha.dtype)
+        z = alpha / math.sqrt(self.in_features) * nn.functional.linear(unit, w)
+        z = z if bias is None else z + bias
+        if epilogue == Epilogue.SOFTMAX:
+            z = z.softmax(-1)
+        elif epilogue == Epilogue.LOG_SOFTMAX:
+            z = z.log_softmax(-1)
+        return z.to(dtype)
+
+    def get_extra_state(self) -> Tensor:
+        text = json.dumps(self.codebook.identity())
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        try:
+            identity = json.loads(bytes(state.tolist()).decode())
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                "the state_dict's codebook identity is not the JSON that FixedClassifier writes"
+            ) from error
+        for name in ("in_features", "num_classes"):
+            if identity.get(name) != getattr(self.codebook, name):
+                raise ValueError(
+                    f"the state_dict's codebook has {name}={identity.get(name)}, but this "
+                    f"FixedClassifier has {getattr(self.codebook, name)}"
+                )
+        if identity != self.codebook.identity():
+            matrix = self.codebook.dense if identity.get("kind") == "matrix" else None
+            self._set_codebook(from_identity(identity, matrix), self.alpha.device)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, num_classes={self.num_classes}, "
+            f"codebook={self.codebook.kind!r}, bias={self.bias is not None}"
+        )
+
+
+def _resolve(kind: str | Codebook, in_features: int, num_classes: int) -> Codebook:
+    if not isinstance(kind, Codebook):
+        return codebook(in_features, num_classes, kind)
+    if (kind.in_features, kind.num_classes) != (in_features, num_classes):
+        raise ValueError(
+            f"codebook is for in_features={kind.in_features}, num_classes={kind.num_classes}, "
+            f"expected {in_features} and {num_classes}"
+        )
+    return kind

@@ -1,0 +1,108 @@
+"""The head as each binding takes it: features and a codebook in, a NumPy array out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tolerances
+from cases import NUMPY_DTYPES
+
+from fixclf_infer import _native
+from fixclf_infer.codebooks import Codebook
+from fixclf_infer.epilogue import Epilogue
+
+# What the torch operators raise: std::invalid_argument, which torch ≥ 2.13 shows as ValueError and
+# a compiled graph or an older torch as RuntimeError.
+TORCH_ERRORS = (ValueError, RuntimeError)
+
+
+def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, Any]:
+    """Keyword arguments of `_native.head` that stand for the codebook."""
+    data = book.kernel
+    shard = classes or range(book.num_classes)
+    return {
+        "in_features": book.in_features,
+        "base": data.base,
+        "signs": data.signs,
+        "base_order": data.base_order,
+        "log2": data.log2,
+        "negate": data.negate,
+        "center": data.center,
+        "row_offset": data.row_offset,
+        "column_offset": data.column_offset,
+        "num_classes": book.num_classes,
+        "class_begin": shard.start,
+        "class_end": shard.stop,
+    }
+
+
+def native_head(
+    x: np.ndarray,
+    alpha: float,
+    bias: np.ndarray | None,
+    book: Codebook,
+    epilogue: Epilogue = Epilogue.LOGITS,
+    *,
+    classes: range | None = None,
+    normalize: bool = True,
+    out: str | None = None,
+) -> np.ndarray:
+    """Without torch."""
+    return _native.head(
+        x,
+        alpha,
+        bias,
+        **native_arguments(book, classes),
+        normalize=normalize,
+        epilogue=int(epilogue),
+        dtype=NUMPY_DTYPES[out] if out else None,
+    )
+
+
+def to_torch(x: np.ndarray) -> Any:
+    """A tensor of the same dtype and strides; torch knows no ml_dtypes."""
+    import torch
+
+    if x.dtype == NUMPY_DTYPES["bfloat16"]:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """The reverse of `to_torch`."""
+    import torch
+
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(NUMPY_DTYPES["bfloat16"])
+    return x.numpy()
+
+
+def torch_head(
+    x: np.ndarray,
+    alpha: float,
+    bias: np.ndarray | None,
+    book: Codebook,
+    epilogue: Epilogue = Epilogue.LOGITS,
+    *,
+    classes: range | None = None,
+    normalize: bool = True,
+    out: str | None = None,
+) -> np.ndarray:
+    """Through torch.ops.fixclf.head."""
+    import torch
+
+    from fixclf_infer import ops
+
+    exact = getattr(torch, tolerances.accumulation(str(x.dtype)))
+    result = ops.head(
+        to_torch(x),
+        torch.tensor(alpha, dtype=exact),
+        None if bias is None else torch.from_numpy(bias),
+        ops.codebook_arguments(book, classes),
+        normalize=normalize,
+        epilogue=epilogue,
+        dtype=getattr(torch, out) if out else None,
+    )
+    return to_numpy(result)

@@ -1,0 +1,312 @@
+"""The interface of fixclf_infer.codebooks: identities, reports, errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fixclf_infer.codebooks import FAMILIES, Codebook, KernelData, codebook, from_identity
+from fixclf_infer.codebooks.base import MAX_CLASSES, MAX_FEATURES
+from fixclf_infer.codebooks.measure import (
+    additions,
+    block_products,
+    levenshtein_bound,
+    rankin_bound,
+    welch_bound,
+)
+from fixclf_infer.codebooks.orders import find_order
+
+# These never change: a different digest means that stored models get other class vectors.
+GOLDEN = """
+hadamard 512 512 0 08f64a9aecbd4f9dc14be35d46127a10dae8276ceab47646405e3f6838806775
+hadamard 92 92 0 f7154928c0339ea7bb0acd08a95a5f476d63dae8850c9d8e198cd85639272800
+hadamard 960 960 0 d1a262aea4e813b044e2b410acda2d4687ca2c0c45229dc781c0aa704f5ac49c
+hadamard 10 12 0 f96532aada09255feeebb8cace615376b13c1eed6b5a3e86bf00c52dfb6fd5fe
+orthoplex 512 1000 0 c92e566b1a017360ee49885ed3f8d6c6d38373e7ac8b847c150ae034231b09cd
+orthoplex 768 1000 0 4ab7d89d1b1e0cad2c3d817047eff93c8befbbd95907077f6ab3a36f86207d7c
+kerdock 64 4096 0 798554b07df8a9a8d0558ba167e55a128db463921e2faac6793c069ecebc49ec
+search 384 1000 0 0b133c7bd67095b284bef5cb3db279ce320977165c7f956cbecd978e46bb6bb3
+search 384 1000 1 68239a3cdecc8b074ad36ffd7ea7f186ffe2f23d3623435767fb8000051f3d76
+search 768 60000 0 da78a417403eff195735488e9797a51df52dc869fbf65425be53ba6d9ad0c1a7
+search 20 1000 0 6344371b1d46f2dd0942ebbf5590db56822dc0f9cef1e7520e8350e24972678f
+etf 64 10 0 62c3983a0d2256cb0f2a1437b2ab2b675e3cffa8ddba8d73c9493f4ba73242a6
+etf 1023 1024 0 d2918c458a6ddb41d954bc19b608503cd7950b918c2ef9768638e7d1c6f5068f
+orthonormal 32 10 0 3d6970a73f54c969692bf26b54285d44a985efdaf482feadf38d00bb2f2bcfb5
+hoffer 512 1000 0 26855f2da649d307f24ca69ddf461297edaeb21ed6826812482402d0c1db8abd
+brevitas 512 1000 0 9d919bf7c90b789eac2c0232c2fe5187d3ba5d79013def3a8ae43ef37c5feb4e
+"""
+
+
+@pytest.mark.filterwarnings("ignore:kind=")
+@pytest.mark.parametrize("line", GOLDEN.split("\n")[1:-1], ids=lambda line: line[:-65])
+def test_golden_digests(line: str) -> None:
+    kind, features, classes, seed, digest = line.split()
+    assert codebook(int(features), int(classes), kind, seed=int(seed)).digest == digest
+
+
+@pytest.mark.filterwarnings("ignore:kind=")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_identity_rebuilds_the_codebook(kind: str) -> None:
+    features, classes = {"delsarte_goethals": (16, 300), "kerdock": (16, 100)}.get(kind, (16, 12))
+    book = codebook(features, classes, kind, seed=5)
+    identity = json.loads(json.dumps(book.identity()))
+    assert identity == {
+        "kind": kind,
+        "version": book.version,
+        "in_features": features,
+        "num_classes": classes,
+        "seed": 5,
+        "digest": book.digest,
+    }
+    again = from_identity(identity)
+    assert np.array_equal(again.matrix(), book.matrix()) and again.digest == book.digest
+
+
+def test_auto_stores_the_kind_that_it_stands_for() -> None:
+    assert codebook(512, 1000).identity()["kind"] == "orthoplex"
+
+
+def test_identity_of_a_user_matrix_needs_the_matrix() -> None:
+    rows = np.eye(4, 6)
+    identity = codebook(6, 4, "matrix", matrix=rows).identity()
+    assert from_identity(identity, matrix=rows).digest == identity["digest"]
+    with pytest.raises(ValueError, match="matrix must be given"):
+        from_identity(identity)
+    with pytest.raises(ValueError, match="identity must have the digest"):
+        from_identity(identity, matrix=np.eye(4, 6)[::-1])
+
+
+@pytest.mark.parametrize("key, value", [("version", 99), ("digest", "0" * 64)])
+def test_identity_mismatch_names_both(key: str, value: object) -> None:
+    book = codebook(16, 10)
+    with pytest.raises(ValueError) as error:
+        from_identity(book.identity() | {key: value})
+    assert str(value) in str(error.value) and str(getattr(book, key)) in str(error.value)
+
+
+def test_identity_with_a_missing_key() -> None:
+    identity = codebook(16, 10).identity()
+    del identity["digest"]
+    with pytest.raises(ValueError, match=r"got none of \['digest'\]"):
+        from_identity(identity)
+
+
+def test_digest_covers_every_bit() -> None:
+    book = codebook(384, 1000)
+    data = book.kernel
+    assert data is not None and data.signs is not None and data.base is not None
+    for name in ("signs", "base"):
+        changed = getattr(data, name).copy()
+        changed[-1, -1] ^= 1
+        fields = {**vars(data), name: changed}
+        other = Codebook(book.kind, book.version, 384, 1000, 0, KernelData(**fields))
+        assert other.digest != book.digest
+
+
+BAD = [
+    ((0, 10), {}, ValueError, r"in_features must lie in \[1, 65536\], got 0"),
+    ((-3, 10), {}, ValueError, "in_features must lie in .* got -3"),
+    ((MAX_FEATURES + 1, 10), {}, ValueError, "in_features must lie in .* got 65537"),
+    ((16, 0), {}, ValueError, r"num_classes must lie in \[1, 16777216\], got 0"),
+    ((16, MAX_CLASSES + 1), {}, ValueError, "num_classes must lie in"),
+    ((16.0, 10), {}, TypeError, "in_features must be an integer, got 16.0 of type float"),
+    ((16, "10"), {}, TypeError, "num_classes must be an integer, got '10' of type str"),
+    ((True, 10), {}, TypeError, "in_features must be an integer, got True"),
+    ((16, 10), {"seed": -1}, ValueError, "seed must lie in .* got -1"),
+    ((16, 10), {"seed": 0.5}, TypeError, "seed must be an integer"),
+    ((16, 10, "walsh"), {}, ValueError, "kind must be one of auto, hadamard, .* got 'walsh'"),
+    ((16, 10, None), {}, ValueError, "kind must be one of .* got None"),
+    ((16, 17, "hadamard"), {}, ValueError, "num_classes must be at most 16 .* got 17"),
+    ((16, 33, "orthoplex"), {}, ValueError, "num_classes must be at most 32 .* got 33"),
+    ((16, 257, "kerdock"), {}, ValueError, "num_classes must be at most 256 .* got 257"),
+    ((12, 20, "kerdock"), {}, ValueError, r"at most 0 .* \(order 12 \* 2\^0\), got 20"),
+    ((16, 2049, "delsarte_goethals"), {}, ValueError, "at most 2048 .* got 2049"),
+    ((4, 17), {}, ValueError, r"at most 2\^in_features = 16 for in_features=4"),
+    ((16, 18, "etf"), {}, ValueError, r"num_classes must lie in \[2, 17\] .* got 18"),
+    ((16, 1, "etf"), {}, ValueError, r"num_classes must lie in \[2, 17\] .* got 1"),
+    ((16, 17, "etf"), {}, ValueError, "kind='etf' needs .* nearest orders are 12 and 16"),
+    ((10, 3, "etf"), {}, ValueError, "kind='etf' needs .* nearest orders are 8 and 12"),
+    ((10, 5), {"exact": True}, ValueError, "in_features must be the order .* got 10; .* is 12"),
+    ((668, 5), {"exact": True}, ValueError, "got 668; the next such order is 672"),
+    ((4, 3, "matrix"), {}, ValueError, "matrix must be given with kind='matrix' only, got none"),
+    ((4, 3), {"matrix": np.eye(3, 4)}, ValueError, "matrix must be given .* got one and 'auto'"),
+    ((4, 3, "matrix"), {"matrix": np.eye(4)}, ValueError, r"shape .* = \(3, 4\), got \(4, 4\)"),
+    ((2, 2, "matrix"), {"matrix": [["a", "b"]] * 2}, TypeError, "real numbers, got dtype"),
+    ((2, 2, "matrix"), {"matrix": np.eye(2) * 1j}, TypeError, "real numbers, got dtype complex"),
+    ((2, 2, "matrix"), {"matrix": [[1, 0], [0, 0]]}, ValueError, "nonzero rows, got row 1"),
+    ((2, 2, "matrix"), {"matrix": [[1, np.nan], [0, 1]]}, ValueError, "got row 0 otherwise"),
+    ((2, 2, "matrix"), {"matrix": [[1, 2], [2, 4]]}, ValueError, "got 1 equal pairs"),
+    ((65536, 2**14, "orthonormal"), {}, ValueError, "num_classes must be at most 4096 .*16384"),
+]
+
+
+@pytest.mark.parametrize("args, options, error, message", BAD)
+def test_bad_input(
+    args: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        codebook(*args, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_used_up_rows() -> None:
+    with pytest.raises(ValueError, match=r"no further distinct rows were found\), got 512"):
+        codebook(9, 512)
+
+
+@pytest.mark.parametrize(
+    "ids, error, message",
+    [
+        ([0, 10], ValueError, r"ids must lie in \[0, 10\), got 10"),
+        ([-1], ValueError, "got -1"),
+        ([0.5], TypeError, r"got shape \(1,\) of float64"),
+        (3, TypeError, r"got shape \(\) of int64"),
+        ([[1, 2]], TypeError, r"got shape \(1, 2\)"),
+    ],
+)
+def test_bad_ids(ids: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        codebook(16, 10).rows(ids)  # type: ignore[arg-type]
+
+
+def test_no_ids() -> None:
+    assert codebook(16, 10).rows([]).shape == (0, 16)
+
+
+def test_matrix_of_too_many_classes() -> None:
+    book = codebook(1024, 10**7)
+    with pytest.raises(ValueError, match=r"10000000 x 1024 entries, .* use rows\(ids\)"):
+        book.matrix()
+    assert book.rows([0, 10**7 - 1]).shape == (2, 1024)
+
+
+def test_types() -> None:
+    assert codebook(16, 10).matrix().dtype == codebook(16, 10).dtype == np.int8
+    for kind in ("etf", "orthonormal"):
+        assert codebook(16, 10, kind).matrix().dtype == codebook(16, 10, kind).dtype == np.float32
+    data = codebook(384, 1000).kernel
+    assert data is not None and data.base is not None and data.signs is not None
+    assert (data.base_order, data.log2, data.order, data.blocks) == (12, 5, 384, 2)
+    assert data.rows == 4 * 384
+    assert data.base.dtype == data.signs.dtype == np.uint8
+    assert data.base.shape == (12, 2) and data.signs.shape == (2, 48)
+    assert codebook(512, 1000).kernel.base is None  # type: ignore[union-attr]
+
+
+# Reports
+
+
+def test_report() -> None:
+    report = codebook(512, 1000).report()
+    assert (report.kind, report.order, report.base_order, report.log2) == ("orthoplex", 512, 1, 9)
+    assert (report.blocks, report.mask_bytes, report.identical_pairs) == (1, 0, 0)
+    assert report.additions_per_row == 512 * 9
+    assert (report.largest_cosine, report.rankin_bound, report.welch_bound) == (0, 0, 0)
+    report = codebook(1024, 10**6).report()
+    assert report.mask_bytes == 489 * 128
+    assert report.additions_per_row == 489 * 1024 * 10
+    assert report.coherence == 1 / 32 and report.coherence_ratio == pytest.approx(1, abs=0.03)
+    text = str(report)
+    assert "largest cosine" in text and "0.03125" in text
+
+
+def test_report_of_one_class() -> None:
+    report = codebook(16, 1).report()
+    assert report.coherence is None and report.rankin_bound is None
+    assert codebook(10, 1).report().largest_cosine is None
+
+
+def test_methods_are_labelled() -> None:
+    assert codebook(512, 10**6).report().method == "exact"
+    assert codebook(384, 60_000).report().method == "measured"
+    assert codebook(384, 200_000).report().method == "sampled"
+
+
+def test_measuring_by_blocks_equals_measuring_by_rows() -> None:
+    for features, classes in [(62, 900), (94, 1500), (20, 900), (36, 1000), (190, 2000)]:
+        book = codebook(features, classes)
+        rows = book.matrix().astype(np.float64)
+        gram = (rows @ rows.T / features)[np.triu_indices(classes, 1)]
+        by_blocks = _by_blocks(book)
+        assert book.cosines is None
+        assert by_blocks == pytest.approx((gram.max(), np.abs(gram[gram > -1]).max()))
+        report = book.report()
+        assert by_blocks == pytest.approx((report.largest_cosine, report.coherence))
+
+
+def _by_blocks(book: Codebook) -> tuple[float | None, float | None]:
+    from fixclf_infer.codebooks.measure import _of_blocks
+
+    assert book.kernel is not None
+    found = _of_blocks(book.kernel, book.in_features, book.num_classes)
+    assert found.method == "measured"
+    return found.largest, found.coherence
+
+
+def test_block_products_against_matrices() -> None:
+    rng = np.random.default_rng(0)
+    for n in (8, 12, 40, 96):
+        order = find_order(n)
+        assert order is not None
+        matrix = codebook(n, n, "hadamard").matrix().astype(np.float64)
+        bits = rng.integers(0, 2, (5, n), np.uint8)
+        products = [np.abs((matrix * (1 - 2.0 * mask)) @ matrix.T).max() for mask in bits]
+        assert block_products(order, bits) == pytest.approx(products)
+        cut = [
+            np.abs((matrix * (1 - 2.0 * mask))[:, : n - 3] @ matrix[:, : n - 3].T).max()
+            for mask in bits
+        ]
+        assert block_products(order, bits, columns=n - 3) == pytest.approx(cut)
+
+
+def test_bounds() -> None:
+    assert rankin_bound(8, 9) == -1 / 8 and rankin_bound(8, 10) == 0 and rankin_bound(8, 1) is None
+    assert welch_bound(8, 8) == 0
+    assert welch_bound(7, 28) == pytest.approx(1 / 3)  # 28 equiangular lines in R^7
+    assert levenshtein_bound(7, 28) == 0
+    assert levenshtein_bound(8, 120) == pytest.approx(1 / 2)  # E8
+    n = 16  # a Kerdock set with the standard basis meets the bound
+    assert levenshtein_bound(n, n * n // 2 + n) == pytest.approx(n**-0.5)
+
+
+@pytest.mark.parametrize(
+    "features, classes, kind, expected",
+    [
+        (512, 512, "hadamard", 512 * 9),
+        (2048, 10, "hadamard", 2048 - 16 + 16 * 4),
+        (12, 12, "hadamard", 12 * 11),
+        (768, 768, "hadamard", 768 * (11 + 6)),
+        (768, 65, "hadamard", 768 * 6 + 2 * 64 * 11),
+        (16, 33, "kerdock", 16 * 4 + 15),
+        (16, 10, "etf", 16 * 4 + 20),
+    ],
+)
+def test_additions(features: int, classes: int, kind: str, expected: int) -> None:
+    data = codebook(features, classes, kind).kernel
+    assert data is not None and additions(data, classes) == expected
+
+
+def test_histogram() -> None:
+    histogram = codebook(16, 256).histogram(bins=5)
+    pairs = 256 * 255 // 2
+    assert histogram.classes == 256 and histogram.counts.sum() == pairs
+    assert histogram.counts[0] == 128  # opposite classes
+    assert histogram.edges == pytest.approx([-1, -0.6, -0.2, 0.2, 0.6, 1])
+    sampled = codebook(64, 100_000).histogram()
+    assert sampled.classes == 4096 and sampled.counts.sum() == 4096 * 4095 // 2
+    with pytest.raises(ValueError, match="bins must lie in .* got 0"):
+        codebook(16, 10).histogram(0)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, time, numpy; before = set(sys.modules); start = time.perf_counter();"
+        "import fixclf_infer.codebooks; seconds = time.perf_counter() - start;"
+        "assert not {'torch', 'scipy'} & set(sys.modules); assert seconds < 0.3, seconds"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

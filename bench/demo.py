@@ -17,7 +17,6 @@ import matplotlib
 import numpy as np
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from fixclf_infer.epilogue import Epilogue
 from fixclf_infer.nn import FixedClassifier
 
 from . import peers, tables, timing
+from .progress import bar
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -39,17 +39,6 @@ LABELS = {"dense": "nn.Linear (dense)", "fixed": "FixedClassifier"}
 SHAPES = ((2048, 1000), (512, 500))
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 SpeedRow = dict[str, float | int | str]
-
-
-def progress_bar() -> Progress:
-    """One line that says what runs, how far it is and for how long."""
-    return Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=tables.console,
-    )
 
 
 def digits() -> Data:
@@ -106,7 +95,7 @@ def check_served(model: nn.Sequential, images: Tensor) -> float:
         x = model[:-1](images)
         served = head.predict_proba(x).numpy()
     bias = head.bias.detach().numpy()
-    matrix, alpha = head.codebook.matrix(), float(head.alpha)
+    matrix, alpha = head.codebook.matrix(), float(head.alpha.detach())
     expected = reference.head(x.numpy(), matrix, alpha, bias, Epilogue.SOFTMAX)
     error = float(np.abs(served - expected).max())
     if not error <= 1e-6:
@@ -119,7 +108,7 @@ def accuracies(seeds: int) -> tuple[dict[str, list[float]], float]:
     data = digits()
     results: dict[str, list[float]] = {head: [] for head in HEADS}
     worst = 0.0
-    with progress_bar() as progress:
+    with bar() as progress:
         task = progress.add_task("", total=seeds * len(HEADS))
         for seed in range(seeds):
             for head in HEADS:
@@ -141,7 +130,7 @@ def speeds() -> list[SpeedRow]:
         for dtype in ("float32", "bfloat16")
     ]
     rows: list[SpeedRow] = []
-    with progress_bar() as progress:
+    with bar() as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             name = f"N={case.in_features} C={case.num_classes} batch {case.batch} {case.dtype}"
@@ -263,11 +252,10 @@ def plot_speeds(axes: Axes, rows: list[SpeedRow]) -> None:
     axes.set_xscale("log")
     left, right = axes.get_xlim()
     axes.set_xlim(left, right * 4)
-    axes.set_xlabel("time of one call, µs (log scale)", fontsize=9)
+    axes.xaxis.set_major_formatter(lambda value, _: timing.duration(value / 1e6))
+    axes.set_xlabel("time of one call (log scale)", fontsize=9)
     axes.set_title("Head with softmax, features → probabilities", fontsize=10, loc="left")
-    axes.legend(
-        ["dense nn.Linear", "FixedClassifier"], frameon=False, fontsize=9, loc="upper right"
-    )
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     clean(axes)
 
 
@@ -301,13 +289,12 @@ def main(
         ],
     )
     tables.write_csv(output / "speed.csv", [{**row, **machine} for row in rows])
-    best = max(rows, key=lambda row: float(row["ratio"]))
-    slowest = min(rows, key=lambda row: float(row["ratio"]))
+    ratios = [float(row["ratio"]) for row in rows if row["dtype"] == "float32"]
     gap = 100 * (statistics.mean(results["fixed"]) - statistics.mean(results["dense"]))
+    weights = [tables.size(int(rows[0][f"{head}_weight_bytes"])) for head in ("fixed", "dense")]
     conclusion = (
-        f"The fixed head is {slowest['ratio']:.1f} to {best['ratio']:.0f} times as fast as the "
-        f"dense head, with {tables.size(int(rows[0]['fixed_weight_bytes']))} instead of "
-        f"{tables.size(int(rows[0]['dense_weight_bytes']))} of weights at {rows[0]['N']} → "
+        f"In float32 the fixed head is {min(ratios):.1f} to {max(ratios):.0f} times as fast as the "
+        f"dense one, with {weights[0]} instead of {weights[1]} of weights at {rows[0]['N']} → "
         f"{rows[0]['C']}; accuracy on digits: {gap:+.2f} points."
     )
     text = (

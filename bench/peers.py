@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fixclf_infer import Codebook, codebook, reference
+from fixclf_infer import Codebook, _native, codebook, reference
 from fixclf_infer.epilogue import Epilogue
 from fixclf_infer.nn import FixedClassifier
 
@@ -33,8 +34,8 @@ class Case:
 
     def __str__(self) -> str:
         return (
-            f"N={self.in_features} C={self.num_classes} B={self.batch} {self.dtype} "
-            f"threads={self.threads} {self.epilogue.name.lower()}"
+            f"N{self.in_features} C{self.num_classes} B{self.batch} {self.dtype} "
+            f"threads{self.threads} {self.epilogue.name.lower()}"
         )
 
     @property
@@ -190,6 +191,11 @@ def copy(case: Case) -> timing.Call:
     return timing.copy_floor(case.nbytes)
 
 
+def write(case: Case) -> timing.Call:
+    """The floor of an output much larger than the input: see `timing.write_floor`."""
+    return timing.write_floor(case.batch * case.num_classes * DTYPES[case.dtype].itemsize)
+
+
 PEERS: dict[str, Callable[[Case], timing.Call]] = {
     "fixclf": fixclf,
     "fixclf module": fixclf_module,
@@ -198,6 +204,7 @@ PEERS: dict[str, Callable[[Case], timing.Call]] = {
     "dense int8": dense_int8,
     "dense compiled": dense_compiled,
     "copy": copy,
+    "write": write,
 }
 
 
@@ -214,6 +221,33 @@ def compare(case: Case, peers: Sequence[str], seconds: float = 1.0) -> dict[str,
     variants = {peer: build(case, peer) for peer in peers}
     with torch.inference_mode():
         return timing.measure(variants, seconds=seconds)
+
+
+def forced(case: Case, isa: str) -> timing.Variant:
+    """Our head on NumPy arrays, on a forced ISA and one thread."""
+    head, x = fixed_head(case), case.features()
+    assert head.bias is not None and head.codebook.kernel is not None
+    assert case.dtype == "float32" and case.threads == 1
+    data = vars(head.codebook.kernel) | {
+        "in_features": case.in_features,
+        "num_classes": case.num_classes,
+        "class_begin": 0,
+        "class_end": case.num_classes,
+        "normalize": True,
+        "epilogue": int(case.epilogue),
+    }
+    features, bias, alpha = x.numpy(), head.bias.numpy(), float(head.alpha)
+
+    def prepare() -> None:
+        _native.set_isa(isa)
+        _native.set_num_threads(1)
+
+    def call() -> NDArray[np.float32]:
+        return _native.head(features, alpha, bias, **data)
+
+    prepare()
+    check_head(case, head, torch.from_numpy(call()), x)
+    return timing.Variant(call, prepare)
 
 
 def weight_bytes(module: nn.Module) -> int:

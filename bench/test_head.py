@@ -1,8 +1,8 @@
 """`pytest bench/test_head.py [--full]`: the head and its peers, one case each.
 
 Every peer checks its result before it is timed. `bench.report` interleaves the peers; here each
-case stands alone, which is handier for one (`-k "fixclf and N=512"`) and for comparing two commits
-(`--benchmark-autosave`, `--benchmark-compare`).
+case stands alone, which is handier for a few (`-k "dense and N512 and B256"`) and for comparing two
+commits (`--benchmark-autosave`, `--benchmark-compare`).
 """
 
 from __future__ import annotations

@@ -24,15 +24,17 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to time. `prepare` runs untimed before every sample (threads, ISA, …)."""
+    """One thing to time. `prepare` runs untimed before every sample (threads, ISA, …); a call that
+    does its work several times over says so in `items`."""
 
     call: Call
     prepare: Call | None = None
+    items: int = 1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median, 20th and 80th percentile over the samples."""
+    """Seconds an item: median, 20th and 80th percentile over the samples."""
 
     median: float
     low: float
@@ -71,7 +73,7 @@ def measure(
         min_samples, max_samples: of each variant.
 
     Returns:
-        Seconds a call for each name of `variants`.
+        Seconds an item for each name of `variants`.
     """
     cases = {k: v if isinstance(v, Variant) else Variant(v) for k, v in variants.items()}
     repeats = {name: _calibrate(case, min_sample) for name, case in cases.items()}
@@ -87,11 +89,11 @@ def measure(
     finally:
         if enabled:
             gc.enable()
-    return {name: _summary(values) for name, values in times.items()}
+    return {name: _summary(values, cases[name].items) for name, values in times.items()}
 
 
-def _summary(values: list[float]) -> Timing:
-    low, median, high = np.percentile(values, [20, 50, 80])
+def _summary(values: list[float], items: int) -> Timing:
+    low, median, high = np.percentile(values, [20, 50, 80]) / items
     return Timing(float(median), float(low), float(high), len(values))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.linalg import hadamard as scipy_hadamard
 
 from fixclf_infer.codebooks import Codebook, KernelData, choose, codebook
@@ -17,21 +18,23 @@ from fixclf_infer.codebooks.galois import BinaryField, prime_power, primitive_po
 from fixclf_infer.codebooks.kerdock import coherence, field_degree, forms
 from fixclf_infer.codebooks.orders import base_matrix, cover, find_order
 
+Matrix = NDArray[np.float64]
 UNKNOWN = [188, 236, 268, 324, 356, 376, 404, 412, 428, 436, 452, 472, 508]  # up to 512
 
 
-def expand(data: KernelData, in_features: int, num_classes: int) -> np.ndarray:
+def expand(data: KernelData, in_features: int, num_classes: int) -> Matrix:
     """The rows that the kernels' data describe, by their definition and nothing else."""
-    base = np.ones((1, 1))
+    base: Matrix = np.ones((1, 1))
     if data.base is not None:
         bits = np.unpackbits(data.base, axis=1, bitorder="little")[:, : data.base_order]
-        base = 1.0 - 2.0 * bits
+        base = np.asarray(1.0 - 2.0 * bits, np.float64)
     matrix = np.kron(base, scipy_hadamard(1 << data.log2))
     stack = []
     for block in range(data.blocks):
-        flips = np.ones(data.order)
+        flips: Matrix = np.ones(data.order)
         if data.signs is not None:
-            flips = 1.0 - 2.0 * np.unpackbits(data.signs[block], bitorder="little")[: data.order]
+            bits = np.unpackbits(data.signs[block], bitorder="little")[: data.order]
+            flips = np.asarray(1.0 - 2.0 * bits, np.float64)
         stack.append(matrix * flips)
         if data.negate:
             stack.append(-matrix * flips)
@@ -135,7 +138,7 @@ def test_kerdock_odd_is_almost_bent(m: int) -> None:
     sylvester = scipy_hadamard(n).astype(np.float32)
     for i in range(n - 1):
         values = np.abs(masks[i + 1 :] * masks[i] @ sylvester)
-        assert np.array_equal(np.unique(values), [0, np.float32(2 * n) ** 0.5])
+        assert set(np.unique(values)) == {0.0, np.float32(2 * n) ** 0.5}
 
 
 @pytest.mark.parametrize(
@@ -212,14 +215,14 @@ def test_twisted_kerdock_extremes_are_proven(features: int, classes: int) -> Non
 def test_search_beats_random_masks(features: int, classes: int) -> None:
     book = codebook(features, classes)
     order, data = find_order(features), book.kernel
-    assert order is not None and data is not None
+    assert order is not None and data is not None and data.signs is not None
     found = book.report().coherence
     random = []
     for seed in range(3):
         signs = np.random.default_rng(seed).integers(0, 256, data.signs.shape, np.uint8)
         plain = KernelData(order.base, order.log2, order.bits, signs, True, False, 0, 0)
         random.append(Codebook("random", 0, features, classes, seed, plain).report().coherence)
-    assert found < min(random)
+    assert found is not None and all(found < coherence for coherence in random if coherence)
 
 
 @pytest.mark.parametrize("features, classes", [(5, 20), (10, 60), (12, 400), (20, 2000)])
@@ -248,7 +251,7 @@ def test_etf_is_the_dense_simplex_up_to_rotation(features: int, classes: int) ->
     assert book.matrix() @ transformed == pytest.approx(scores, abs=1e-4)
 
 
-def scipy_rows(features: int, classes: int) -> np.ndarray:
+def scipy_rows(features: int, classes: int) -> Matrix:
     return codebook(features, classes, "hadamard").matrix().astype(np.float64)
 
 
@@ -338,7 +341,7 @@ def test_any_pair(features: int, classes: int, seed: int) -> None:
         assert identical == report.identical_pairs == 0
         assert report.largest_cosine == pytest.approx(largest, abs=1e-12)
         assert (report.coherence or -1) == pytest.approx(between_lines or -1, abs=1e-12)
-        assert largest >= report.rankin_bound - 1e-12
+        assert report.rankin_bound is not None and largest >= report.rankin_bound - 1e-12
         if between_lines >= 0:
             assert between_lines >= max(report.welch_bound, report.levenshtein_bound) - 1e-12
 

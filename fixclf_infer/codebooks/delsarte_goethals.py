@@ -24,8 +24,8 @@ Trans. Inform. Theory 40 (1994) 301–319.
 from __future__ import annotations
 
 from .base import Codebook
-from .kerdock import assemble, capacity, coherence, dropped
-from .orders import Order, cover
+from .kerdock import assemble, capacity, coherence
+from .orders import Order, cover, dropped
 
 VERSION = 1
 

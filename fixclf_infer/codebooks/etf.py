@@ -19,7 +19,7 @@ deep learning training", PNAS 117 (2020) 24652–24663.
 from __future__ import annotations
 
 from .base import Codebook, Cosines, KernelData
-from .orders import Order, cover, find_order
+from .orders import cover, find_order
 
 VERSION = 1
 
@@ -54,13 +54,11 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
 
 
 def _no_order(in_features: int, num_classes: int) -> str:
-    lower: Order | None = None
-    below = in_features
-    while lower is None and below > 1:
+    below, above = in_features - 1, cover(in_features)
+    while find_order(below) is None:
         below -= 1
-        lower = find_order(below)
     return (
-        f"kind='etf' needs in_features, or in_features + 1 = num_classes, to be the order of a "
-        f"known Hadamard matrix, got in_features={in_features}, num_classes={num_classes}; the "
-        f"nearest orders are {below} and {cover(in_features).n}"
+        f"in_features, or in_features + 1 = num_classes, must be a Hadamard order that is built in "
+        f"for kind='etf', got in_features={in_features}, num_classes={num_classes}; the nearest "
+        f"orders are {below} and {above.n}"
     )

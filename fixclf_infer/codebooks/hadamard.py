@@ -34,8 +34,8 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
     count = order.n - in_features
     if count:
         reason = (
-            f"in_features = {in_features} has no known Hadamard matrix: C = {num_classes} rows of "
-            f"the next order {order.n}, {count} columns dropped, so cosines reach up to "
+            f"N = {in_features} is no Hadamard order that is built in: C = {num_classes} rows of "
+            f"the next order {order.n}, {count} columns dropped, so cosines may reach "
             f"{count}/{in_features} instead of 0."
         )
     else:

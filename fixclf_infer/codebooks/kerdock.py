@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from .base import Bits, Codebook, Cosines, KernelData, pack
 from .galois import BinaryField
-from .orders import Order, cover
+from .orders import Order, cover, dropped
 
 VERSION = 1
 
@@ -46,7 +46,7 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
             f"{in_features} (order {order.base} * 2^{order.log2}), got {num_classes}"
         )
     reason = (
-        f"C = {num_classes} is more than twice the order {order.n} = 2^{order.log2}: "
+        f"C = {num_classes} and order {order.n} = 2^{order.log2}: "
         f"{'Kerdock' if order.log2 % 2 == 0 else 'Gold'} masks keep every cosine at or below "
         f"{coherence(order.log2, 1):.4g}{dropped(order, in_features)}."
     )
@@ -95,12 +95,6 @@ def field_degree(m: int) -> int:
 def coherence(m: int, digits: int) -> float:
     """2^{−h} if the difference of two forms with such indices has rank at least 2h."""
     return 2.0 ** (digits - 1 - m // 2)
-
-
-def dropped(order: Order, in_features: int) -> str:
-    """What the explanation says about columns that are not used."""
-    count = order.n - in_features
-    return f" ({count} of {order.n} columns are dropped, which adds to it)" if count else ""
 
 
 def forms(m: int, indices: NDArray[np.int64]) -> Bits:

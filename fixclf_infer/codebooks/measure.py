@@ -180,7 +180,7 @@ def pair_cosines(codebook: Codebook, ids: NDArray[np.int64]) -> Iterator[NDArray
         cosines = gram[np.triu(np.ones(gram.shape, bool))].astype(np.float64)
         cosines /= codebook.in_features
         if codebook.dtype == np.float32:  # entries are rounded
-            unit = np.abs(cosines) > 1 - 1e-5
+            unit = np.abs(cosines) > 1 - 1e-6
             cosines[unit] = np.sign(cosines[unit])
         yield cosines
 

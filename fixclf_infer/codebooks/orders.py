@@ -75,7 +75,7 @@ def cover(in_features: int, exact: bool = False) -> Order:
     order = find_order(in_features)
     if order is None and exact:
         raise ValueError(
-            f"in_features must be the order of a known Hadamard matrix with exact=True, got "
+            f"in_features must be a Hadamard order that is built in with exact=True, got "
             f"{in_features}; the next such order is {cover(in_features).n}"
         )
     n = in_features
@@ -83,3 +83,9 @@ def cover(in_features: int, exact: bool = False) -> Order:
         n += 1
         order = find_order(n)
     return order
+
+
+def dropped(order: Order, in_features: int) -> str:
+    """What the explanation says about columns that are not used."""
+    count = order.n - in_features
+    return f" ({count} of {order.n} columns are dropped, which adds to it)" if count else ""

@@ -15,8 +15,7 @@ R. A. Rankin, "The closest packing of spherical caps in n dimensions", Proc. Gla
 from __future__ import annotations
 
 from .base import Codebook, Cosines, KernelData
-from .kerdock import dropped
-from .orders import cover
+from .orders import cover, dropped
 
 VERSION = 1
 

@@ -33,12 +33,12 @@ from hashlib import shake_128
 import numpy as np
 
 from .base import Bits, Codebook, Cosines, KernelData, pack
-from .kerdock import coherence, dropped, field_degree, forms
+from .kerdock import coherence, field_degree, forms
 from .measure import block_products, walsh_hadamard
-from .orders import Order, base_matrix, cover
+from .orders import Order, base_matrix, cover, dropped
 
 VERSION = 1
-CANDIDATES = 64  # for one mask, at most
+CANDIDATES = 64  # of one step, at most (twice as many for a generator)
 WORK = 1e9  # operations spent on the candidates of one step, at most
 ATTEMPTS = 1000  # candidates after which a small N counts as used up
 COMPARE_UP_TO = 128  # features up to which rows are compared
@@ -58,10 +58,11 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
     if count > q:
         masks = _extend(masks, order, in_features, num_classes, seed)
     data = KernelData(order.base, order.log2, order.bits, pack(masks), True, False, 0, 0)
+    translates = f" and {count - q} translates of them, found by search" if count > q else ""
     reason = (
         f"C = {num_classes} and order {order.n} = {order.base} * 2^{order.log2}: no optimal set of "
-        f"masks is known, so {q} of {count} are twisted Kerdock masks and the others are "
-        f"translates of them found by search{dropped(order, in_features)}."
+        f"masks is known; these are {q} twisted Kerdock masks{translates}"
+        f"{dropped(order, in_features)}."
     )
     return Codebook("search", VERSION, in_features, num_classes, seed, data, None, reason, cosines)
 

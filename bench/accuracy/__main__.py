@@ -1,0 +1,174 @@
+"""`python -m bench.accuracy`: learned and fixed heads on real data, to results.md and results.csv.
+
+Every head gets the same network, data, order and schedule; the schedule's highest rate is the one
+of the task's that does best on a validation tenth of the training data, in one training with a
+seed of its own. Then the head is trained anew for each seed and tested.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .. import tables, timing
+from ..progress import bar
+from .heads import AUTO, AUTO_ROWS, HEADS, ROWS, Head
+from .tasks import TASKS, Split, Task, documents
+from .train import Score, train, validation
+
+Table = list[dict[str, str]]
+
+VALIDATION_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One head on one task."""
+
+    task: Task
+    features: int
+    relu: bool
+    name: str
+    head: Head
+
+    @property
+    def group(self) -> str:
+        sign = "≥ 0" if self.relu else "any sign"
+        return f"{self.task.name}, {self.features} → {self.task.num_classes}, {sign}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Its scores, one a seed."""
+
+    plan: Plan
+    rate: float
+    scores: list[Score]
+
+    def text(self) -> str:
+        """Accuracy in percent, mean ± standard deviation over the seeds."""
+        values = [100 * score.accuracy for score in self.scores]
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+    def loss(self) -> str:
+        return f"{statistics.mean(score.loss for score in self.scores):.2f}"
+
+
+def plans(only: str) -> list[Plan]:
+    """What there is to train: a head that has no codebook for the pair is left out, and so is the
+    one of ROWS that "auto" is."""
+    trained = {name: head for name, head in (HEADS | ROWS).items() if name != AUTO_ROWS}
+    return [
+        Plan(task, features, relu, name, head)
+        for task in TASKS
+        if only in task.name
+        for features in task.features
+        for relu in ((True, False) if task.both else (True,))
+        for name, head in trained.items()
+        if head(features, task.num_classes, 0) is not None
+    ]
+
+
+def run(plan: Plan, seeds: int, step: Callable[[], None]) -> Run:
+    """Choose the rate, then train for every seed."""
+    data = plan.task.data()
+
+    def once(seed: int, rate: float, data: Split) -> Score:
+        score = train(plan.task, plan.features, plan.relu, plan.head, seed, rate, data)
+        step()
+        return score
+
+    part = validation(data)
+    rate = max(plan.task.rates, key=lambda rate: once(VALIDATION_SEED, rate, part).accuracy)
+    return Run(plan, rate, [once(seed, rate, data) for seed in range(seeds)])
+
+
+def table(runs: Sequence[Run], names: Sequence[str], cell: Callable[[Run], str]) -> Table:
+    """One line a task, one column a head."""
+    groups: dict[str, dict[str, str]] = {}
+    for run in runs:
+        row = groups.setdefault(run.plan.group, {"": run.plan.group, **dict.fromkeys(names, "–")})
+        name = run.plan.name
+        if name == AUTO and AUTO not in names:
+            name = AUTO_ROWS
+        if name in names:
+            row[name] = cell(run)
+    return list(groups.values())
+
+
+NOTES = """\
+Test accuracy in percent, mean ± standard deviation over {seeds} seeds, and the mean negative
+log-likelihood in nats. Every head gets the same network, data, order and steps; the highest
+learning rate of the schedule is chosen for each head on a validation tenth of the training data.
+Fixed heads learn α and a bias. "N → C, ≥ 0": the features come from a ReLU; "any sign": from a
+linear layer. "–": no codebook of that kind for the pair. The digits are scikit-learn's; words are
+those of the documentation texts of Python {python}'s standard library ({words} words).
+"hoffer" is the truncated Sylvester matrix in our head; with C > N its rows repeat. Here "auto" is
+"{auto}".
+"""
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(__file__).parent,
+    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each head.")] = 5,
+    only: Annotated[str, typer.Option(help="Tasks whose name contains this.")] = "",
+) -> None:
+    """Train and test every head on every task; one thread, so that a run can be repeated."""
+    torch.set_num_threads(1)
+    todo = plans(only)
+    runs: list[Run] = []
+    with bar() as progress:
+        total = sum(len(plan.task.rates) + seeds for plan in todo)
+        line = progress.add_task("", total=total)
+        for plan in todo:
+            name = f"{plan.task.name} C={plan.task.num_classes} N={plan.features}, {plan.name}"
+            progress.update(line, description=name)
+            runs.append(run(plan, seeds, lambda: progress.advance(line)))
+
+    sections = {
+        "Heads: accuracy": table(runs, list(HEADS), Run.text),
+        "Heads: negative log-likelihood": table(runs, list(HEADS), Run.loss),
+        "The all-ones row: accuracy": table(runs, list(ROWS), Run.text),
+        "The all-ones row: negative log-likelihood": table(runs, list(ROWS), Run.loss),
+    }
+    for title, rows in sections.items():
+        tables.show(title, rows)
+    machine = timing.machine()
+    words = sum(len(document) for document in documents())
+    notes = NOTES.format(seeds=seeds, python=machine["python"], words=words, auto=AUTO_ROWS)
+    text = "".join(f"## {title}\n\n{tables.markdown(rows)}\n" for title, rows in sections.items())
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.md").write_text(
+        f"# Accuracy of fixed heads\n\n`python -m bench.accuracy`\n\n{notes}\n{text}"
+        f"{tables.record(machine)}"
+    )
+    tables.write_csv(
+        output / "results.csv",
+        [
+            {
+                "task": run.plan.task.name,
+                "C": run.plan.task.num_classes,
+                "N": run.plan.features,
+                "features": "nonnegative" if run.plan.relu else "any sign",
+                "head": run.plan.name,
+                "rate": run.rate,
+                "seed": seed,
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+            }
+            for run in runs
+            for seed, score in enumerate(run.scores)
+        ],
+    )
+    for file in ("results.md", "results.csv"):
+        tables.console.print(f"  wrote {output / file}", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

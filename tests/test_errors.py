@@ -1,0 +1,540 @@
+"""Bad input: one clear error that names the argument, what it was and what was expected."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backends import TORCH_ERRORS, native_arguments, to_numpy
+from cases import check_head, expand, synthetic
+from script import run
+
+from fixclf_infer import _native, hadamard_transform, ops
+from fixclf_infer import codebook as make_codebook
+from fixclf_infer.codebooks import from_identity
+from fixclf_infer.epilogue import Epilogue
+from fixclf_infer.nn import FixedClassifier
+
+BOOK = synthetic(8, 12, log2=3, negate=True)
+MASKED = synthetic(8, 8, log2=3, blocks=1)
+BASED = synthetic(20, 20, log2=0, base_order=20)
+HUGE = (2**31, 2**32, 2**62, 2**63 - 1)
+NEGATIVE = (-1, -(2**31), -(2**63))
+
+
+def uint8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+def call(**changes: Any) -> torch.Tensor:
+    """torch.ops.fixclf.head on good arguments but for the changes."""
+    arguments = {
+        "x": torch.ones(2, 8),
+        "alpha": torch.tensor(2.0),
+        "bias": torch.zeros(12),
+        "base": None,
+        "signs": None,
+        "geometry": ops.codebook_arguments(BOOK).geometry,
+        "normalize": True,
+        "epilogue": 0,
+        "dtype": None,
+    }
+    geometry = {k: changes.pop(k) for k in list(changes) if k in ops.Geometry._fields}
+    arguments.update(changes)
+    if geometry:
+        arguments["geometry"] = list(ops.Geometry(*arguments["geometry"])._replace(**geometry))
+    return torch.ops.fixclf.head(*arguments.values())
+
+
+def call_native(**changes: Any) -> np.ndarray:
+    """The same without torch."""
+    positional = {"x": np.ones((2, 8), np.float32), "alpha": 2.0, "bias": None}
+    keywords = {**native_arguments(BOOK), "normalize": True, "epilogue": 0, "dtype": None}
+    for name, value in changes.items():
+        (positional if name in positional else keywords)[name] = value
+    return _native.head(*positional.values(), **keywords)
+
+
+def one_block(num_classes: int = 8) -> dict[str, Any]:
+    return {"negate": 0, "num_classes": num_classes, "class_end": num_classes, "bias": None}
+
+
+def test_the_good_arguments_are_good() -> None:
+    rows = np.ones((2, 8), np.float32)
+    for got in (to_numpy(call()), call_native()):
+        check_head(got, rows, expand(BOOK), 2.0, None, Epilogue.LOGITS)
+
+
+TORCH_CASES = {
+    # x
+    "x of integers": ({"x": torch.ones(2, 8).long()}, "x is Long, expected Float, BFloat16, Half"),
+    "x of booleans": ({"x": torch.ones(2, 8).bool()}, "x is Bool, expected Float"),
+    "x complex": ({"x": torch.ones(2, 8) * 1j}, "x is ComplexFloat, expected Float"),
+    "x without dimensions": ({"x": torch.tensor(1.0)}, r"x has no dimensions, expected \[\.\.\.,"),
+    "N too large": ({"x": torch.ones(2, 9)}, "x has 9 features in its last dimension, but .* 8"),
+    "N too small": ({"x": torch.ones(7)}, "x has 7 features in its last dimension, but .* has 8"),
+    "N of nothing": ({"x": torch.ones(2, 0)}, "x has 0 features in its last dimension"),
+    "N wrong in an empty batch": ({"x": torch.ones(0, 9)}, "x has 9 features in its last dim"),
+    # alpha
+    "two alphas": ({"alpha": torch.ones(2)}, "alpha has 2 elements, expected one"),
+    "no alpha": ({"alpha": torch.ones(0)}, "alpha has 0 elements, expected one"),
+    "alpha of integers": ({"alpha": torch.tensor(2)}, "alpha is Long, expected Float"),
+    "alpha in double": (
+        {"alpha": torch.tensor(2.0).double()},
+        "alpha is float64, expected float32",
+    ),
+    "alpha in half": ({"alpha": torch.tensor(2.0).half()}, "alpha is float16, expected float32"),
+    "alpha in float for double": (
+        {"x": torch.ones(2, 8).double(), "bias": None},
+        "alpha is float32, expected float64",
+    ),
+    "alpha NaN": ({"alpha": torch.tensor(torch.nan)}, "alpha is -?nan, expected a finite number"),
+    "alpha infinite": ({"alpha": torch.tensor(torch.inf)}, "alpha is inf, expected a finite"),
+    "alpha -infinite": ({"alpha": torch.tensor(-torch.inf)}, "alpha is -inf, expected a finite"),
+    # bias
+    "bias too short": ({"bias": torch.ones(11)}, "bias has 11 elements, expected .* 12 classes"),
+    "bias too long": ({"bias": torch.ones(13)}, "bias has 13 elements, expected .* 12 classes"),
+    "bias of the whole for a shard": (
+        {"class_end": 5},
+        "bias has 12 elements, expected one for each of 5 classes",
+    ),
+    "bias of no element": ({"bias": torch.ones(0)}, "bias has 0 elements, expected .* 12 classes"),
+    "bias a matrix": ({"bias": torch.ones(12, 1)}, "bias must be a contiguous vector"),
+    "bias a number": ({"bias": torch.tensor(1.0)}, "bias must be a contiguous vector"),
+    "bias strided": ({"bias": torch.ones(24)[::2]}, "bias must be a contiguous vector"),
+    "bias in double": (
+        {"bias": torch.ones(12).double()},
+        "bias is float64, expected float32 for float32 features",
+    ),
+    "bias in bfloat16": (
+        {"x": torch.ones(2, 8).bfloat16(), "bias": torch.ones(12).bfloat16()},
+        "bias is bfloat16, expected float32 for bfloat16 features",
+    ),
+    "bias of integers": ({"bias": torch.ones(12).int()}, "bias is Int, expected Float"),
+    # epilogue, dtype
+    "epilogue unknown": ({"epilogue": 4}, r"epilogue is 4, .* not one of 0 \(logits\) 1 \(soft"),
+    "epilogue negative": ({"epilogue": -1}, "epilogue is -1, which is not one of"),
+    "epilogue beyond 32 bits": ({"epilogue": 2**32}, "epilogue is 4294967296, which is not one of"),
+    "epilogue just below": ({"epilogue": 2 - 2**32}, "epilogue is -4294967294, which is not one"),
+    "out in double": ({"dtype": torch.float64}, "dtype is float64, expected float32"),
+    "out in another half": ({"dtype": torch.float16}, "dtype is float16, expected float32"),
+    "out narrower than double": (
+        {
+            "x": torch.ones(2, 8).double(),
+            "alpha": torch.ones((), dtype=torch.float64),
+            "bias": None,
+            "dtype": torch.float32,
+        },
+        "dtype is float32, expected float64",
+    ),
+    "out of integers": ({"dtype": torch.int32}, "dtype is Int, expected Float or the dtype of x"),
+    # geometry
+    "geometry short": ({"geometry": [8] * 9}, "geometry has 9 elements, expected 10"),
+    "geometry long": ({"geometry": [8] * 11}, "geometry has 11 elements, expected 10"),
+    "geometry empty": ({"geometry": []}, "geometry has 0 elements, expected 10"),
+    "geometry of fractions": ({"geometry": [1.5] * 10}, "'List.int.' for argument 'geometry'"),
+    "geometry beyond 64 bits": ({"geometry": [2**63] * 10}, "argument 'geometry'"),
+    "C = 0": ({"num_classes": 0, "class_end": 0}, "num_classes is 0, expected 1 to"),
+    "C beyond the rows": ({"num_classes": 17}, "num_classes is 17 from row 0, but .* 16 distinct"),
+    "C beyond the rows with an offset": (
+        {"row_offset": 5},
+        "num_classes is 12 from row 5, but 1 block.* of order 8 have 16 distinct rows",
+    ),
+    "N = 0": ({"in_features": 0}, "codebook has 0 features, expected"),
+    "N beyond the order": ({"in_features": 9}, "order 8 can't hold 9 features from column 0"),
+    "N beyond the order with an offset": (
+        {"column_offset": 1},
+        "order 8 can't hold 8 features from column 1",
+    ),
+    "column_offset 2": ({"column_offset": 2}, "column_offset is 2, expected 0 or 1"),
+    "base_order 0": ({"base_order": 0}, "base_order is 0, expected 1 to 512"),
+    "base_order 513": ({"base_order": 513}, "base_order is 513, expected 1 to 512"),
+    "order over the limit": ({"log2": 21}, r"order .* = 1 \* 2\^21 is over the limit of 1048576"),
+    "order over the limit with a base": (
+        {"base_order": 3, "log2": 19, "base": uint8(3, 1)},
+        r"order .* = 3 \* 2\^19 is over the limit of 1048576",
+    ),
+    "no class": ({"class_begin": 3, "class_end": 3, "bias": None}, r"class range is \[3, 3\), exp"),
+    "classes backwards": ({"class_begin": 5, "class_end": 3}, r"class range is \[5, 3\), expected"),
+    "classes beyond C": ({"class_end": 13}, r"class range is \[0, 13\), .* within \[0, 12\)"),
+    "centre with negation": ({"center": 1}, "center needs one block without negations"),
+    "centre of one class": (
+        {**one_block(1), "center": 1},
+        "center needs .* at least 2 classes, not 1 block.* and 1 class",
+    ),
+    "centre with masks": (
+        {**one_block(), "signs": uint8(2, 1), "center": 1},
+        "center needs one block .*, not 2 block",
+    ),
+    # bits
+    "base where there is none": (
+        {"base": uint8(1, 1)},
+        "base must be given exactly when base_order is not 1; base_order is 1",
+    ),
+    "base missing": (
+        {"base_order": 4, "log2": 1},
+        "base must be given exactly when base_order is not 1; base_order is 4",
+    ),
+    "base too short": (
+        {"base_order": 4, "log2": 1, "base": uint8(2, 1)},
+        "base has 2 bytes, expected 4 x 1 for base_order 4",
+    ),
+    "base too long": (
+        {"base_order": 4, "log2": 1, "base": uint8(4, 2)},
+        "base has 8 bytes, expected 4 x 1 for base_order 4",
+    ),
+    "base a vector": (
+        {"base_order": 4, "log2": 1, "base": uint8(4)},
+        "base must be a contiguous matrix of uint8",
+    ),
+    "base of booleans": (
+        {"base_order": 4, "log2": 1, "base": uint8(4, 1).bool()},
+        "base must be a contiguous matrix of uint8",
+    ),
+    "base transposed": (
+        {"base_order": 9, "log2": 0, "base": uint8(2, 9).t()},
+        "base must be a contiguous matrix of uint8",
+    ),
+    "base of another shape": (
+        {
+            "x": torch.ones(2, 20),
+            "bias": None,
+            "geometry": ops.codebook_arguments(BASED).geometry,
+            "base": uint8(3, 20),
+        },
+        "base .*3 x 20.*expected 20 x 3|base has 3 rows",
+    ),
+    "signs too short": (
+        {**one_block(), "log2": 4, "signs": uint8(1, 1)},
+        "signs has 1 bytes, expected 1 x 2 for order 16",
+    ),
+    "signs too long": (
+        {**one_block(), "signs": uint8(1, 2)},
+        "signs has 2 bytes, expected 1 x 1 for order 8",
+    ),
+    "signs of no block": ({**one_block(), "signs": uint8(0, 1)}, "signs has 0 rows, expected"),
+    "signs a vector": (
+        {**one_block(), "signs": uint8(1)},
+        "signs must be a contiguous matrix of uint8",
+    ),
+    "signs of int8": (
+        {**one_block(), "signs": uint8(1, 1).char()},
+        "signs must be a contiguous matrix of uint8",
+    ),
+    "signs strided": (
+        {**one_block(), "signs": uint8(2, 2)[:, :1]},
+        "signs must be a contiguous matrix of uint8",
+    ),
+    "signs of too few blocks": (
+        {**one_block(17), "signs": uint8(2, 1)},
+        "num_classes is 17 from row 0, but 2 block.* of order 8 have 16 distinct rows",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), TORCH_CASES.values(), ids=TORCH_CASES)
+def test_head_in_torch(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TORCH_ERRORS, match=message):
+        call(**changes)
+
+
+NUMBERS = ("in_features", "base_order", "log2", "row_offset", "column_offset", "num_classes")
+
+
+def absurd(name: str, value: int) -> str:
+    """Pattern of the message about it."""
+    if name == "in_features":
+        return f"codebook has {value} features, expected"
+    return f"class range.*{value}" if name.startswith("class_") else f"{name}.*{value}"
+
+
+@pytest.mark.parametrize("value", [*NEGATIVE, *HUGE])
+@pytest.mark.parametrize("name", [*NUMBERS, "class_begin", "class_end"])
+def test_absurd_integers(name: str, value: int) -> None:
+    message = absurd(name, value)
+    with pytest.raises(TORCH_ERRORS, match=message):
+        call(**{name: value})
+    with pytest.raises(ValueError, match=message):
+        call_native(**{name: value})
+    geometry = ops.Geometry(*ops.codebook_arguments(BOOK).geometry)._replace(**{name: value})
+    with pytest.raises(TORCH_ERRORS, match=message):
+        torch.ops.fixclf.project_adjoint(torch.ones(2, 12), None, None, list(geometry))
+
+
+def test_absurd_integers_together() -> None:
+    """No product or sum of two of them may wrap around into something valid."""
+    names = [*NUMBERS, "class_begin", "class_end"]
+    values = [-(2**63), -1, 2**31, 2**32 + 8, 2**62, 2**63 - 8, 2**63 - 1]
+    rng = np.random.default_rng(4)
+    for _ in range(2000):
+        chosen = rng.choice(names, rng.integers(2, len(names) + 1), replace=False)
+        with pytest.raises(TORCH_ERRORS, match=r"expected|over the limit|can't hold|distinct rows"):
+            call(**{str(name): values[rng.integers(len(values))] for name in chosen})
+
+
+@pytest.mark.parametrize("name", ["alpha", "bias", "signs", "base"])
+def test_tensors_on_another_device(name: str) -> None:
+    """The meta device is the one that every torch has. All must be where x is."""
+    signs, base = torch.from_numpy(MASKED.kernel.signs), torch.from_numpy(BASED.kernel.base)
+    good = {
+        "alpha": {"alpha": torch.tensor(2.0)},
+        "bias": {"bias": torch.zeros(12)},
+        "signs": {**one_block(), "signs": signs},
+        "base": {
+            "x": torch.ones(2, 20),
+            "bias": None,
+            "geometry": ops.codebook_arguments(BASED).geometry,
+            "base": base,
+        },
+    }[name]
+    call(**good)
+    with pytest.raises(TORCH_ERRORS, match=f"{name} is not on the CPU|{name}.*meta|meta.*{name}"):
+        call(**{**good, name: good[name].to("meta")})
+
+
+def test_adjoint_arguments_on_another_device() -> None:
+    arguments = ops.codebook_arguments(MASKED)
+    with pytest.raises(TORCH_ERRORS, match=r"signs is not on the CPU|signs.*meta|meta.*signs"):
+        torch.ops.fixclf.project_adjoint(
+            torch.ones(2, 8), None, arguments.signs.to("meta"), arguments.geometry
+        )
+
+
+def test_everything_on_the_meta_device_gives_a_meta_tensor() -> None:
+    got = call(
+        x=torch.ones(2, 8, device="meta"),
+        alpha=torch.tensor(2.0, device="meta"),
+        bias=torch.zeros(12, device="meta"),
+    )
+    assert got.device.type == "meta" and got.shape == (2, 12)
+
+
+def test_adjoint() -> None:
+    geometry = ops.codebook_arguments(BOOK).geometry
+    for g, message in (
+        (torch.ones(2, 11), "g has 11 classes in its last dimension, expected 12"),
+        (torch.ones(2, 12).int(), "g is Int, expected Float"),
+        (torch.tensor(1.0), "g has no dimensions"),
+    ):
+        with pytest.raises(TORCH_ERRORS, match=message):
+            torch.ops.fixclf.project_adjoint(g, None, None, geometry)
+
+
+NATIVE_CASES = {
+    "x of integers": ({"x": np.ones((2, 8), int)}, TypeError, "x is int64, expected float32, bfl"),
+    "x of another byte order": (
+        {"x": np.ones((2, 8), ">f4" if np.little_endian else "<f4")},
+        TypeError,
+        "x is [<>]f4, expected float32, bfloat16, float16 or float64",
+    ),
+    "x without dimensions": ({"x": np.array(1.0)}, ValueError, "x has no dimensions, expected"),
+    "x a list": ({"x": [1.0] * 8}, TypeError, r"x: numpy.ndarray"),
+    "N wrong": ({"x": np.ones((2, 9), np.float32)}, ValueError, "x has 9 features in its last"),
+    "alpha NaN": ({"alpha": np.nan}, ValueError, "alpha is -?nan, expected a finite number"),
+    "alpha infinite": ({"alpha": np.inf}, ValueError, "alpha is inf, expected a finite number"),
+    "alpha beyond float32": ({"alpha": 1e39}, ValueError, r"alpha is 1e\+39, expected a finite"),
+    "alpha a string": ({"alpha": "2"}, TypeError, "alpha: "),
+    "bias too short": (
+        {"bias": np.ones(11, np.float32)},
+        ValueError,
+        "bias has 11 elements, expected one for each of 12 classes",
+    ),
+    "bias strided": (
+        {"bias": np.ones(24, np.float32)[::2]},
+        ValueError,
+        "bias must be a contiguous vector",
+    ),
+    "bias in double": ({"bias": np.ones(12)}, ValueError, "bias is float64, expected float32 for"),
+    "bias of integers": ({"bias": np.ones(12, int)}, TypeError, "bias is int64, expected float32"),
+    "epilogue unknown": ({"epilogue": 9}, ValueError, r"epilogue is 9, which is not one of 0 \("),
+    "epilogue beyond 32 bits": ({"epilogue": 2**32}, TypeError, "epilogue: "),
+    "out of integers": (
+        {"dtype": np.dtype(np.int32)},
+        TypeError,
+        "the output is int32, expected float32",
+    ),
+    "out in double": (
+        {"dtype": np.dtype(np.float64)},
+        ValueError,
+        "output dtype is float64, expected float32",
+    ),
+    "signs a vector": (
+        {"signs": np.zeros(1, np.uint8), "negate": False, "num_classes": 8, "class_end": 8},
+        ValueError,
+        "signs must be a matrix of uint8",
+    ),
+    "signs of integers": ({"signs": np.zeros((1, 1), int)}, TypeError, "signs: "),
+    "base of another shape": (
+        {
+            **native_arguments(BASED),
+            "x": np.ones((1, 20), np.float32),
+            "base": np.zeros((3, 20), np.uint8),
+        },
+        ValueError,
+        "base .*3 x 20.*expected 20 x 3|base has 3 rows",
+    ),
+    "C = 0": ({"num_classes": 0, "class_end": 0}, ValueError, "num_classes is 0, expected 1 to"),
+    "C beyond 64 bits": ({"num_classes": 2**70}, TypeError, "num_classes: "),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), NATIVE_CASES.values(), ids=NATIVE_CASES)
+def test_head_in_numpy(changes: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call_native(**changes)
+
+
+@pytest.mark.parametrize("n", [0, 3, 6, 1000, 2**20 + 1, 2**21])
+def test_transform_orders(n: int) -> None:
+    message = f"x has {n} elements in its last dimension, expected a power of two up to 1048576"
+    with pytest.raises(ValueError, match=message):
+        hadamard_transform(np.ones((1, n), np.float32))
+    with pytest.raises(TORCH_ERRORS, match=message):
+        hadamard_transform(torch.ones(1, n))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "bool", "complex64"])
+def test_transform_dtypes(dtype: str) -> None:
+    with pytest.raises(TypeError, match=f"x is {dtype}, expected float32, bfloat16, float16 or"):
+        hadamard_transform(np.ones(8, dtype))
+    with pytest.raises(TORCH_ERRORS, match=r"x is .*, expected Float, BFloat16, Half or Double"):
+        hadamard_transform(torch.ones(8).to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("x", [[1.0, 2.0], 3.0, None, "x", (1.0,)])
+def test_transform_of_something_else(x: Any) -> None:
+    kind = type(x).__name__
+    with pytest.raises(TypeError, match=f"x is a {kind}, expected a torch.Tensor or a numpy.ndarr"):
+        hadamard_transform(x)
+
+
+def test_transform_scale() -> None:
+    with pytest.raises(TypeError, match="scale: "):
+        hadamard_transform(np.ones(8, np.float32), "1")
+    with pytest.raises(RuntimeError, match="'float' for argument 'scale'"):
+        hadamard_transform(torch.ones(8), "1")
+
+
+def test_number_of_threads() -> None:
+    with pytest.raises(ValueError, match=r"threads is -1, expected 0 .all cores. or more"):
+        _native.set_num_threads(-1)
+    with pytest.raises(TypeError, match="set_num_threads"):
+        _native.set_num_threads(2**40)
+
+
+def test_more_threads_than_the_system_gives() -> None:
+    """Address space for a few hundred stacks only: an error or fewer threads, not an abort."""
+    script = """
+import resource
+import numpy as np
+from fixclf_infer import _native, hadamard_transform
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+_native.set_num_threads(5000)
+x = np.arange(5000 * 16, dtype=np.float32).reshape(-1, 16).repeat(32, 0)
+try:
+    y = hadamard_transform(x)
+except Exception as error:
+    print(type(error).__name__, error)
+_native.set_num_threads(1)
+assert np.array_equal(hadamard_transform(x[:3])[:, 0], x[:3].sum(1))
+print("survived")
+"""
+    result = run(script, check=False, timeout=20)
+    assert result.returncode == 0, f"exit status {result.returncode}: {result.stderr}"
+    assert result.stdout.split()[-1] == "survived"
+
+
+# Python arguments.
+
+
+@pytest.mark.parametrize(
+    "classes", [range(0), range(3, 3), range(-1, 2), range(0, 13), range(0, 8, 2), range(5, 2)]
+)
+def test_shards_of_a_codebook(classes: range) -> None:
+    message = re.escape(f"classes is {classes}, expected a non-empty range within [0, 12)")
+    with pytest.raises(ValueError, match=message):
+        ops.codebook_arguments(BOOK, classes)
+
+
+def test_a_dense_codebook_has_no_kernel_arguments() -> None:
+    with pytest.raises(ValueError, match=r"dense .orthonormal., expected one of a ±1 family"):
+        ops.codebook_arguments(make_codebook(8, 4, "orthonormal"))
+
+
+MODULE_CASES = {
+    "N = 0": (lambda: FixedClassifier(0, 4), ValueError, r"in_features must lie in \[1, .* got 0"),
+    "N negative": (lambda: FixedClassifier(-3, 4), ValueError, "in_features must .* got -3"),
+    "N of half": (lambda: FixedClassifier(2.5, 4), TypeError, "in_features .* integer, got 2.5"),
+    "C = 0": (lambda: FixedClassifier(4, 0), ValueError, r"num_classes must lie in \[1, .* got 0"),
+    "C negative": (lambda: FixedClassifier(4, -1), ValueError, "num_classes must .* got -1"),
+    "C huge": (lambda: FixedClassifier(4, 2**40), ValueError, "num_classes must .* 1099511627776"),
+    "C beyond distinct rows": (
+        lambda: FixedClassifier(3, 9),
+        ValueError,
+        "num_classes must be at most 2.in_features = 8 .* no more different",
+    ),
+    "C beyond the family": (
+        lambda: FixedClassifier(8, 9, codebook="hadamard"),
+        ValueError,
+        "num_classes must be at most 8 for kind='hadamard' with in_features=8, got 9",
+    ),
+    "unknown codebook": (
+        lambda: FixedClassifier(8, 4, codebook="fourier"),
+        ValueError,
+        "kind must be one of auto, hadamard, .* got 'fourier'",
+    ),
+    "codebook of other sizes": (
+        lambda: FixedClassifier(16, 4, codebook=make_codebook(8, 4)),
+        ValueError,
+        "codebook is for in_features=8, num_classes=4, expected 16 and 4",
+    ),
+    "alpha NaN": (
+        lambda: FixedClassifier(8, 4, alpha=float("nan")),
+        ValueError,
+        "alpha must be finite, got nan",
+    ),
+    "alpha infinite": (
+        lambda: FixedClassifier(8, 4, alpha=float("-inf")),
+        ValueError,
+        "alpha must be finite, got -inf",
+    ),
+    "identity without a digest": (
+        lambda: from_identity({"kind": "hadamard", "version": 1}),
+        ValueError,
+        "identity must hold kind, version, .* got none of",
+    ),
+    "features of integers": (
+        lambda: FixedClassifier(8, 4)(torch.ones(2, 8).long()),
+        TORCH_ERRORS,
+        "x is Long, expected Float",
+    ),
+    "features of another width": (
+        lambda: FixedClassifier(8, 4)(torch.ones(2, 9)),
+        TORCH_ERRORS,
+        "x has 9 features in its last dimension, but the codebook has 8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), MODULE_CASES.values(), ids=MODULE_CASES)
+def test_module(make: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_alpha_that_became_nan_in_training() -> None:
+    head = FixedClassifier(8, 4)
+    with torch.no_grad():
+        head.alpha.fill_(torch.nan)
+    with pytest.raises(TORCH_ERRORS, match=r"alpha is -?nan, expected a finite number"):
+        head(torch.ones(2, 8))
+
+
+def test_compiled_calls_fail_as_clearly() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(FixedClassifier(8, 4), backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"x has 9 features.*, but the codebook has 8"):
+        compiled(torch.ones(2, 9))

@@ -121,7 +121,7 @@ def head(
         dtype: of the result: x's (the default) or float32.
 
     Raises:
-        RuntimeError: one sentence that names the argument, what it was and what was expected.
+        ValueError: one sentence that names the argument, what it was and what was expected.
     """
     result: Tensor = torch.ops.fixclf.head.default(
         x, alpha, bias, *codebook, normalize, int(epilogue), dtype
@@ -134,6 +134,14 @@ def _accumulation(dtype: torch.dtype) -> torch.dtype:
 
 
 # Fake kernels: shapes and dtypes without data.
+
+
+def _check_devices(first: str, tensor: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != tensor.device:
+            raise ValueError(
+                f"{name} is on {other.device}, expected {tensor.device}, where {first} is"
+            )
 
 
 @torch.library.register_fake("fixclf::hadamard_transform")
@@ -155,6 +163,7 @@ def _(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     torch._check(x.dtype in _DTYPES, lambda: f"x is {x.dtype}, expected one of {_DTYPES}")
+    _check_devices("x", x, alpha=alpha, bias=bias, base=base, signs=signs)
     book = Geometry(*geometry)
     torch._check(
         x.shape[-1] == book.in_features,
@@ -170,6 +179,7 @@ def _(
     signs: Tensor | None,
     geometry: list[int],
 ) -> Tensor:
+    _check_devices("g", g, base=base, signs=signs)
     features = Geometry(*geometry).in_features
     return g.new_empty((*g.shape[:-1], features), dtype=_accumulation(g.dtype))
 
@@ -222,16 +232,17 @@ def _head_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u = scale * torch.ops.fixclf.project_adjoint.default(dz, base, signs, ctx.geometry)
         direction = features
         if ctx.normalize:
-            # The norm of the row divided by its largest element neither over- nor underflows.
+            # The norm of the row divided by its largest element neither over- nor underflows; it
+            # is at least 1 unless the row is so small that eps replaces the norm.
             top = features.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30)
-            norm = top * torch.linalg.vector_norm(features / top, dim=-1, keepdim=True)
-            clamped = norm.clamp_min(1e-12)
-            direction = features / clamped
+            length = torch.linalg.vector_norm(features / top, dim=-1, keepdim=True).clamp_min(1)
+            large = top * length > 1e-12
+            direction = torch.where(large, features / top / length, features / 1e-12)
         if ctx.needs_input_grad[0]:
             dx = alpha.reshape(()) * u
             if ctx.normalize:
                 radial = direction * (direction * dx).sum(-1, keepdim=True)
-                dx = (dx - torch.where(norm > 1e-12, radial, 0)) / clamped
+                dx = torch.where(large, (dx - radial) / length / top, dx / 1e-12)
             dx = dx.to(x.dtype)
         if ctx.needs_input_grad[1]:
             dalpha = (direction * u).sum().reshape(alpha.shape)

@@ -29,9 +29,12 @@ def hadamard_transform(x: ArrayLike, scale: float = 1.0) -> F64:
 def normalize(x: ArrayLike, eps: float = 1e-12) -> F64:
     """x / max(‖x‖₂, eps) along the last dimension."""
     values = np.asarray(x, np.float64)
-    with np.errstate(invalid="ignore"):
-        norm: F64 = np.linalg.norm(values, axis=-1, keepdims=True)
-        return values / np.maximum(norm, eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        # The norm of the row divided by its largest element can't overflow.
+        top = np.maximum(np.abs(values).max(axis=-1, keepdims=True, initial=0), 1e-300)
+        length = np.sqrt(np.square(values / top).sum(axis=-1, keepdims=True))
+        large = top * np.maximum(length, 1) > eps
+        return np.where(large, values / top / np.maximum(length, 1), values / eps)
 
 
 def logits(

@@ -34,8 +34,8 @@ def hadamard_transform(x: Any, scale: float = 1.0) -> Any:
         A tensor or array of the shape and dtype of x.
 
     Raises:
-        ValueError, RuntimeError: n is not a power of two up to 2^20 (arrays; tensors).
-        TypeError, RuntimeError: another dtype.
+        ValueError: n is not a power of two up to 2^20, or another dtype of a tensor.
+        TypeError: another dtype of an array, or neither tensor nor array.
     """
     if isinstance(x, np.ndarray):
         from . import _native

@@ -116,7 +116,9 @@ def test_bases_are_normalised_and_smallest() -> None:
 
 
 def test_sylvester_is_scipys() -> None:
-    assert np.array_equal(codebook(256, 256, "hadamard").matrix(), scipy_hadamard(256))
+    rows = scipy_hadamard(256)
+    assert np.array_equal(codebook(256, 255, "hadamard").matrix(), rows[1:])
+    assert np.array_equal(codebook(256, 256, "hadamard").matrix(), [*rows[1:], -rows[0]])
 
 
 # Kerdock, Delsarte–Goethals
@@ -143,7 +145,21 @@ def test_kerdock_odd_is_almost_bent(m: int) -> None:
 
 @pytest.mark.parametrize(
     "features, classes",
-    [(4, 16), (8, 17), (8, 128), (16, 33), (16, 256), (32, 2048), (64, 4096), (128, 5000)],
+    [
+        *[
+            (4, 8),
+            (4, 9),
+            (4, 15),
+            (4, 16),
+            (8, 16),
+            (8, 17),
+            (8, 127),
+            (8, 128),
+            (16, 32),
+            (16, 33),
+        ],
+        *[(16, 255), (32, 64), (32, 2047), (64, 128), (64, 4095), (128, 5000)],
+    ],
 )
 def test_kerdock_extremes(features: int, classes: int) -> None:
     book = codebook(features, classes)
@@ -187,7 +203,10 @@ def test_all_quadratic_forms_are_reached_once() -> None:
 
 
 def test_delsarte_goethals_extremes() -> None:
-    for features, classes in [(16, 257), (16, 2048), (32, 2049), (32, 6000), (64, 4097)]:
+    for features, classes in [
+        *[(16, 256), (16, 257), (16, 2047), (16, 2048)],
+        *[(32, 2048), (32, 2049), (32, 6000), (64, 4096), (64, 4097)],
+    ]:
         book = codebook(features, classes)
         report = book.report()
         largest, between_lines, identical = extremes(book)
@@ -200,7 +219,18 @@ def test_delsarte_goethals_extremes() -> None:
 
 @pytest.mark.parametrize(
     "features, classes",
-    [(48, 97), (48, 190), (96, 193), (96, 1000), (96, 1536), (192, 1000), (192, 3000), (384, 2000)],
+    [
+        (48, 97),
+        (48, 190),
+        (48, 192),
+        (96, 288),
+        (96, 193),
+        (96, 1000),
+        (96, 1536),
+        (192, 1000),
+        (192, 3000),
+        (384, 2000),
+    ],
 )
 def test_twisted_kerdock_extremes_are_proven(features: int, classes: int) -> None:
     book = codebook(features, classes)
@@ -252,7 +282,9 @@ def test_etf_is_the_dense_simplex_up_to_rotation(features: int, classes: int) ->
 
 
 def scipy_rows(features: int, classes: int) -> Matrix:
-    return codebook(features, classes, "hadamard").matrix().astype(np.float64)
+    """The first rows of H_n: the skipped all-ones row, then those of `hadamard`."""
+    rows = codebook(features, features, "hadamard").matrix().astype(np.float64)
+    return np.concatenate([-rows[-1:], rows])[:classes]
 
 
 @pytest.mark.parametrize("features", [1, 3, 7, 11, 15, 27, 91, 1023])
@@ -333,8 +365,15 @@ def test_any_pair(features: int, classes: int, seed: int) -> None:
     assert np.array_equal(rows, expand(book.kernel, features, classes))
     ids = np.random.default_rng(seed).integers(0, classes, 20)
     assert np.array_equal(book.rows(ids), rows[ids])
+    # Row 0 is skipped unless the classes fill a stack, and only then do they move by one row.
+    first = book.kernel.row_offset
+    assert first == 1 or (first == 0 and book.kernel.rows == classes)
     fewer = codebook(features, -(-classes // 2), seed=seed)
-    assert np.array_equal(fewer.matrix(), rows[: fewer.num_classes])
+    assert fewer.kernel is not None
+    shift = fewer.kernel.row_offset - first
+    kept = max(0, -shift)
+    count = fewer.num_classes - abs(shift)
+    assert np.array_equal(fewer.matrix()[kept:][:count], rows[max(0, shift) :][:count])
     if classes > 1:
         largest, between_lines, identical = extremes(book)
         report = book.report()
@@ -372,8 +411,16 @@ def test_kernel_data_of_larger_pairs(features: int, classes: int) -> None:
 
 @pytest.mark.parametrize("features", [16, 24, 32, 60])
 def test_rows_stay_when_classes_are_added(features: int) -> None:
-    sizes = [1, features, 2 * features, 2 * features + 1, 5 * features, 40 * features]
+    n = cover(features).n
+    sizes = [1, n - 1, n, n + 1, 2 * n - 1, 2 * n, 2 * n + 1, 5 * n, 6 * n, 40 * n]
+    if n & (n - 1):
+        full = codebook(features, 2 * n)  # the one exception: it needs the all-ones row
+        assert full.kind == "orthoplex" and full.kernel is not None
+        assert full.kernel.row_offset == 0 and "the all-ones row too" in full.explain()
+        assert np.array_equal(full.matrix()[1:], codebook(features, 2 * n - 1).matrix())
+        sizes.remove(2 * n)
     books = [codebook(features, classes) for classes in sizes]
+    assert not any((book.matrix() == 1).all(axis=1).any() for book in books)
     for fewer, more in itertools.pairwise(books):
         ids = np.arange(fewer.num_classes)
         assert np.array_equal(fewer.rows(ids), more.rows(ids))
@@ -389,9 +436,16 @@ def test_search_is_prefix_stable_past_the_structured_masks() -> None:
     [
         (512, 512, "hadamard"),
         (512, 1000, "orthoplex"),
+        (512, 1023, "orthoplex"),
+        (512, 1024, "kerdock"),
         (512, 1025, "kerdock"),
-        (512, 2 * 512**2, "kerdock"),
-        (512, 2 * 512**2 + 1, "delsarte_goethals"),
+        (512, 2 * 512**2 - 1, "kerdock"),
+        (512, 2 * 512**2, "delsarte_goethals"),
+        (768, 1536, "orthoplex"),
+        (4, 8, "kerdock"),
+        (4, 16, "kerdock"),
+        (2, 4, "orthoplex"),
+        (1, 1, "hadamard"),
         (1000, 1000, "hadamard"),
         (768, 1537, "search"),
         (1023, 5000, "kerdock"),
@@ -402,6 +456,21 @@ def test_auto(features: int, classes: int, kind: str) -> None:
     assert choose(features, classes) == kind
     book = codebook(features, classes)
     assert book.kind == kind and str(classes) in book.explain()
+
+
+def test_the_explanation_of_exact_fits() -> None:
+    assert "one more than the orthoplex has without its all-ones row" in codebook(64, 128).explain()
+    for features, classes, kind in [(64, 128, "orthoplex"), (16, 256, "kerdock"), (4, 16, "auto")]:
+        assert "the all-ones row too" in codebook(features, classes, kind).explain()
+    assert "all-ones" not in codebook(64, 64).explain() + codebook(64, 127).explain()
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 4, 5, 6])
+def test_skipping_a_row_leaves_no_pair_unserved(features: int) -> None:
+    served = {1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 64}[features]
+    for classes in range(1, served + 1):
+        rows = codebook(features, classes).matrix()
+        assert len(np.unique(rows, axis=0)) == classes
 
 
 def test_dropped_columns_are_the_next_order() -> None:

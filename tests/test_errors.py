@@ -91,7 +91,7 @@ TORCH_CASES = {
         {"x": torch.ones(2, 8).double(), "bias": None},
         "alpha is float32, expected float64",
     ),
-    "alpha NaN": ({"alpha": torch.tensor(torch.nan)}, "alpha is -?nan, expected a finite number"),
+    "alpha NaN": ({"alpha": torch.tensor(torch.nan)}, "alpha is -?nan, expected a finite float32"),
     "alpha infinite": ({"alpha": torch.tensor(torch.inf)}, "alpha is inf, expected a finite"),
     "alpha -infinite": ({"alpha": torch.tensor(-torch.inf)}, "alpha is -inf, expected a finite"),
     # bias
@@ -102,9 +102,9 @@ TORCH_CASES = {
         "bias has 12 elements, expected one for each of 5 classes",
     ),
     "bias of no element": ({"bias": torch.ones(0)}, "bias has 0 elements, expected .* 12 classes"),
-    "bias a matrix": ({"bias": torch.ones(12, 1)}, "bias must be a contiguous vector"),
-    "bias a number": ({"bias": torch.tensor(1.0)}, "bias must be a contiguous vector"),
-    "bias strided": ({"bias": torch.ones(24)[::2]}, "bias must be a contiguous vector"),
+    "bias a matrix": ({"bias": torch.ones(12, 1)}, "bias .*expected a contiguous vector"),
+    "bias a number": ({"bias": torch.tensor(1.0)}, "bias .*expected a contiguous vector"),
+    "bias strided": ({"bias": torch.ones(24)[::2]}, "bias .*expected a contiguous vector"),
     "bias in double": (
         {"bias": torch.ones(12).double()},
         "bias is float64, expected float32 for float32 features",
@@ -172,31 +172,31 @@ TORCH_CASES = {
     # bits
     "base where there is none": (
         {"base": uint8(1, 1)},
-        "base must be given exactly when base_order is not 1; base_order is 1",
+        "base must be given exactly when base_order is not 1; base has 1 rows",
     ),
     "base missing": (
         {"base_order": 4, "log2": 1},
-        "base must be given exactly when base_order is not 1; base_order is 4",
+        "base must be given exactly when base_order is not 1; base has 0 rows",
     ),
     "base too short": (
         {"base_order": 4, "log2": 1, "base": uint8(2, 1)},
-        "base has 2 bytes, expected 4 x 1 for base_order 4",
+        "base has 2 rows of 1 bytes, expected 4 x 1 for base_order 4",
     ),
     "base too long": (
         {"base_order": 4, "log2": 1, "base": uint8(4, 2)},
-        "base has 8 bytes, expected 4 x 1 for base_order 4",
+        "base has 4 rows of 2 bytes, expected 4 x 1 for base_order 4",
     ),
     "base a vector": (
         {"base_order": 4, "log2": 1, "base": uint8(4)},
-        "base must be a contiguous matrix of uint8",
+        "base is .*expected a contiguous matrix of Byte",
     ),
     "base of booleans": (
         {"base_order": 4, "log2": 1, "base": uint8(4, 1).bool()},
-        "base must be a contiguous matrix of uint8",
+        "base is .*expected a contiguous matrix of Byte",
     ),
     "base transposed": (
         {"base_order": 9, "log2": 0, "base": uint8(2, 9).t()},
-        "base must be a contiguous matrix of uint8",
+        "base is .*expected a contiguous matrix of Byte",
     ),
     "base of another shape": (
         {
@@ -209,24 +209,24 @@ TORCH_CASES = {
     ),
     "signs too short": (
         {**one_block(), "log2": 4, "signs": uint8(1, 1)},
-        "signs has 1 bytes, expected 1 x 2 for order 16",
+        "signs has 1 rows of 1 bytes, expected 1 x 2 for order 16",
     ),
     "signs too long": (
         {**one_block(), "signs": uint8(1, 2)},
-        "signs has 2 bytes, expected 1 x 1 for order 8",
+        "signs has 1 rows of 2 bytes, expected 1 x 1 for order 8",
     ),
     "signs of no block": ({**one_block(), "signs": uint8(0, 1)}, "signs has 0 rows, expected"),
     "signs a vector": (
         {**one_block(), "signs": uint8(1)},
-        "signs must be a contiguous matrix of uint8",
+        "signs is .*expected a contiguous matrix of Byte",
     ),
     "signs of int8": (
         {**one_block(), "signs": uint8(1, 1).char()},
-        "signs must be a contiguous matrix of uint8",
+        "signs is .*expected a contiguous matrix of Byte",
     ),
     "signs strided": (
         {**one_block(), "signs": uint8(2, 2)[:, :1]},
-        "signs must be a contiguous matrix of uint8",
+        "signs is .*expected a contiguous matrix of Byte",
     ),
     "signs of too few blocks": (
         {**one_block(17), "signs": uint8(2, 1)},
@@ -333,8 +333,8 @@ NATIVE_CASES = {
     "x without dimensions": ({"x": np.array(1.0)}, ValueError, "x has no dimensions, expected"),
     "x a list": ({"x": [1.0] * 8}, TypeError, r"x: numpy.ndarray"),
     "N wrong": ({"x": np.ones((2, 9), np.float32)}, ValueError, "x has 9 features in its last"),
-    "alpha NaN": ({"alpha": np.nan}, ValueError, "alpha is -?nan, expected a finite number"),
-    "alpha infinite": ({"alpha": np.inf}, ValueError, "alpha is inf, expected a finite number"),
+    "alpha NaN": ({"alpha": np.nan}, ValueError, "alpha is -?nan, expected a finite float32"),
+    "alpha infinite": ({"alpha": np.inf}, ValueError, "alpha is inf, expected a finite float32"),
     "alpha beyond float32": ({"alpha": 1e39}, ValueError, r"alpha is 1e\+39, expected a finite"),
     "alpha a string": ({"alpha": "2"}, TypeError, "alpha: "),
     "bias too short": (
@@ -345,12 +345,12 @@ NATIVE_CASES = {
     "bias strided": (
         {"bias": np.ones(24, np.float32)[::2]},
         ValueError,
-        "bias must be a contiguous vector",
+        "bias .*expected a contiguous vector",
     ),
     "bias in double": ({"bias": np.ones(12)}, ValueError, "bias is float64, expected float32 for"),
     "bias of integers": ({"bias": np.ones(12, int)}, TypeError, "bias is int64, expected float32"),
     "epilogue unknown": ({"epilogue": 9}, ValueError, r"epilogue is 9, which is not one of 0 \("),
-    "epilogue beyond 32 bits": ({"epilogue": 2**32}, TypeError, "epilogue: "),
+    "epilogue beyond 32 bits": ({"epilogue": 2**32}, ValueError, "epilogue is 4294967296, which"),
     "out of integers": (
         {"dtype": np.dtype(np.int32)},
         TypeError,
@@ -364,7 +364,7 @@ NATIVE_CASES = {
     "signs a vector": (
         {"signs": np.zeros(1, np.uint8), "negate": False, "num_classes": 8, "class_end": 8},
         ValueError,
-        "signs must be a matrix of uint8",
+        "signs has 1 dimension.*expected a matrix of uint8",
     ),
     "signs of integers": ({"signs": np.zeros((1, 1), int)}, TypeError, "signs: "),
     "base of another shape": (
@@ -529,7 +529,7 @@ def test_alpha_that_became_nan_in_training() -> None:
     head = FixedClassifier(8, 4)
     with torch.no_grad():
         head.alpha.fill_(torch.nan)
-    with pytest.raises(TORCH_ERRORS, match=r"alpha is -?nan, expected a finite number"):
+    with pytest.raises(TORCH_ERRORS, match=r"alpha is -?nan, expected a finite float32"):
         head(torch.ones(2, 8))
 
 

@@ -95,8 +95,8 @@ def transform(want: np.ndarray, log2: int, dtype: str) -> np.ndarray:
 def gradient(want: np.ndarray, dtype: str) -> np.ndarray:
     """Of a whole gradient in the 2-norm, relative to its norm.
 
-    float32: 32 eps; two transforms, a norm and two sums of products. bfloat16 and float16: 2 eps, as
-    the weights of the loss, the saved output of the epilogue and the result are each rounded once.
+    float32: 32 eps; two transforms, a norm and two sums of products. bfloat16 and float16: 2 eps,
+    as the loss's weights, the saved output of the epilogue and the result are each rounded once.
     float64: 1e-12.
     """
     relative = {

@@ -6,7 +6,7 @@
 
 namespace fixclf {
 
-enum class Epilogue : int32_t {
+enum class Epilogue : int64_t {
 #define FIXCLF_EPILOGUE(enumerator, value, name) k##enumerator = value,
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
@@ -25,7 +25,8 @@ struct HeadProblem {
   Codebook codebook;
   ConstMatrix x;  // [B, N]
   double alpha;
-  const void* bias;  // [class_end - class_begin] of the accumulation dtype; may be null
+  bool has_bias;
+  const void* bias;  // [class_end - class_begin] of the accumulation dtype
   int64_t bias_length;
   DType bias_dtype;
   bool normalize;
@@ -45,7 +46,12 @@ inline DType accumulation_dtype(DType dtype) {
   return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
-Status validate(const Codebook& codebook, int64_t base_bytes, int64_t sign_bytes);
+// The shape of packed bits as they came: zero for none.
+struct BitShape {
+  int64_t rows = 0;
+  int64_t bytes_per_row = 0;
+};
+Status validate(const Codebook& codebook, BitShape base, BitShape signs);
 Status validate(const TransformProblem& problem);
 Status validate(const HeadProblem& problem);
 Status validate(const AdjointProblem& problem);

@@ -25,7 +25,7 @@ Status validate_rows(const char* name, int64_t rows, const char* other_name, int
 
 }  // namespace
 
-Status validate(const Codebook& cb, int64_t base_bytes, int64_t sign_bytes) {
+Status validate(const Codebook& cb, BitShape base, BitShape signs) {
   if (cb.base_order < 1 || cb.base_order > kMaxBaseOrder)
     return error("base_order is ", cb.base_order, ", expected 1 to ", kMaxBaseOrder);
   if (cb.log2 < 0 || cb.log2 > kMaxLog2Order || cb.order() > kMaxOrder)
@@ -38,17 +38,17 @@ Status validate(const Codebook& cb, int64_t base_bytes, int64_t sign_bytes) {
   if (cb.features + cb.column_offset > cb.order())
     return error("the codebook of order ", cb.order(), " can't hold ", cb.features,
                  " features from column ", cb.column_offset);
-  if ((cb.base_order == 1) != (cb.base == nullptr))
-    return error("base must be given exactly when base_order is not 1; base_order is ",
-                 cb.base_order);
-  if (cb.base != nullptr && base_bytes != cb.base_order * cb.base_stride())
-    return error("base has ", base_bytes, " bytes, expected ", cb.base_order, " x ",
-                 cb.base_stride(), " for base_order ", cb.base_order);
+  if ((cb.base_order == 1) != (base.rows == 0))
+    return error("base must be given exactly when base_order is not 1; base has ", base.rows,
+                 " rows and base_order is ", cb.base_order);
+  if (base.rows != 0 && (base.rows != cb.base_order || base.bytes_per_row != cb.base_stride()))
+    return error("base has ", base.rows, " rows of ", base.bytes_per_row, " bytes, expected ",
+                 cb.base_order, " x ", cb.base_stride(), " for base_order ", cb.base_order);
   if (cb.blocks < 1 || cb.blocks > kMaxClasses)
     return error("signs has ", cb.blocks, " rows, expected at least 1");
-  if (cb.signs != nullptr && sign_bytes != cb.blocks * cb.sign_stride())
-    return error("signs has ", sign_bytes, " bytes, expected ", cb.blocks, " x ", cb.sign_stride(),
-                 " for order ", cb.order());
+  if (signs.rows != 0 && (signs.rows != cb.blocks || signs.bytes_per_row != cb.sign_stride()))
+    return error("signs has ", signs.rows, " rows of ", signs.bytes_per_row, " bytes, expected ",
+                 cb.blocks, " x ", cb.sign_stride(), " for order ", cb.order());
   if (cb.classes < 1 || cb.classes > kMaxClasses)
     return error("num_classes is ", cb.classes, ", expected 1 to ", kMaxClasses);
   if (cb.row_offset < 0 || cb.row_offset > kMaxClasses)
@@ -83,9 +83,10 @@ Status validate(const HeadProblem& p) {
   if (p.x.columns != cb.features)
     return error("x has ", p.x.columns, " features in its last dimension, but the codebook has ",
                  cb.features);
-  if (!std::isfinite(p.alpha)) return error("alpha is ", p.alpha, ", expected a finite number");
-  if (p.bias != nullptr) {
-    const DType expected = accumulation_dtype(p.x.dtype);
+  const DType expected = accumulation_dtype(p.x.dtype);
+  if (!std::isfinite(expected == DType::kFloat64 ? p.alpha : static_cast<float>(p.alpha)))
+    return error("alpha is ", p.alpha, ", expected a finite ", name_of(expected));
+  if (p.has_bias) {
     if (p.bias_length != classes)
       return error("bias has ", p.bias_length, " elements, expected one for each of ", classes,
                    " classes");
@@ -99,15 +100,15 @@ Status validate(const HeadProblem& p) {
 #undef FIXCLF_EPILOGUE
     break;
     default:
-      return error("epilogue is ", static_cast<int32_t>(p.epilogue), ", which is not one of"
+      return error("epilogue is ", static_cast<int64_t>(p.epilogue), ", which is not one of"
 #define FIXCLF_EPILOGUE(enumerator, value, name) " " #value " (" name ")"
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
       );
   }
-  if (p.out.dtype != p.x.dtype && p.out.dtype != accumulation_dtype(p.x.dtype))
-    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(p.x.dtype),
-                 " or ", name_of(accumulation_dtype(p.x.dtype)));
+  if (p.out.dtype != p.x.dtype && p.out.dtype != expected)
+    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(expected),
+                 p.x.dtype == expected ? "" : " or ", p.x.dtype == expected ? "" : name_of(p.x.dtype));
   if (p.out.columns != classes)
     return error("the output has ", p.out.columns, " columns, expected ", classes);
   return validate_rows("the output", p.out.rows, "x", p.x.rows);

@@ -17,15 +17,30 @@ FIXCLF_INLINE int64_t round_up(int64_t n, int64_t multiple) {
 
 FIXCLF_INLINE int log2_ceil(int64_t n) { return n <= 1 ? 0 : 64 - __builtin_clzll(n - 1); }
 
+// Vectors that are added one after the other before a sum goes on as a tree, or in double: it keeps
+// the rounding error of a long row of like values within the bound.
+constexpr int64_t kFoldDepth = 8;
+
+// The width to which fold() may fold `features` for a transform of `target` rows at least: not so
+// narrow that more than kFoldDepth values meet in one sum. fold_in_place() does the rest.
+template <class V>
+FIXCLF_INLINE int64_t fold_width(int64_t features, int64_t target) {
+  int64_t width = target < kPad<V> ? kPad<V> : target;
+  while (width * kFoldDepth < features) width *= 2;
+  return width;
+}
+
 // y[j] = factor sum_c x[c width + j] for j < width, x zero beyond `features`; returns
 // factor^2 sum_j x[j]^2. width is a multiple of kPad. The first 2^r rows of a Sylvester matrix only
 // depend on x folded to width 2^r: its columns repeat. Cost: N additions, N fused multiply-adds.
 template <class V, class T, bool kScaled>
-typename V::Real fold(const T* x, int64_t features, int64_t width, typename V::Real factor,
-                      typename V::Real* y) {
+double fold(const T* x, int64_t features, int64_t width, typename V::Real factor,
+            typename V::Real* y) {
   using F = typename V::F;
   constexpr int kUnroll = 4;
   F squares[kUnroll] = {};
+  typename V::D total = {};
+  int64_t pending = 0;
   for (int64_t j = 0; j < width; j += kPad<V>) {
     F sum[kUnroll] = {};
     const auto add = [&](int u, F v) __attribute__((always_inline)) {
@@ -37,6 +52,7 @@ typename V::Real fold(const T* x, int64_t features, int64_t width, typename V::R
     for (; c + kPad<V> <= features; c += width) {
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) add(u, V::load(x + c + u * V::kWidth));
+      ++pending;
     }
     if (c < features) {
 #pragma GCC unroll 4
@@ -48,11 +64,17 @@ typename V::Real fold(const T* x, int64_t features, int64_t width, typename V::R
           add(u, V::load_first(x + c + u * V::kWidth, left));
         }
       }
+      ++pending;
     }
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) V::store(y + j + u * V::kWidth, sum[u]);
+    if (pending >= kFoldDepth || j + kPad<V> >= width) {
+      total += V::to_double((squares[0] + squares[1]) + (squares[2] + squares[3]));
+      for (F& square : squares) square = F{};
+      pending = 0;
+    }
   }
-  return V::reduce_add((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  return V::reduce_add_double(total);
 }
 
 // Folds y further, in place, from `width` elements to `target`; both powers of two.

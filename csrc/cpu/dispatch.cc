@@ -116,19 +116,21 @@ int64_t operations_per_row(const Codebook& cb) {
 
 template <class Problem>
 using Kernel = void (*)(const Problem&, int64_t, int64_t, void*);
+template <class Problem>
+using Scratch = int64_t (*)(const Problem&);
 
 template <class Problem>
-Status run(const Problem& problem, Kernel<Problem> KernelTable::* kernel, int64_t rows,
-           int64_t order, int64_t operations, DType dtype, const Parallel& parallel) {
+Status run(const Problem& problem, Kernel<Problem> KernelTable::* kernel,
+           Scratch<Problem> KernelTable::* scratch_bytes, const ConstMatrix& input,
+           int64_t operations, const Parallel& parallel) {
   if (!choice().status.ok()) return choice().status;
-  if (rows == 0) return {};
-  const DType accumulation = accumulation_dtype(dtype);
+  if (input.rows == 0) return {};
   // Only the scalar unit, the first of the table, has float64.
   const KernelTable* kernels =
-      accumulation == DType::kFloat64 ? isas().front().kernels : choice().kernels.load();
-  const int64_t bytes = kernels->scratch_bytes(order, accumulation);
+      input.dtype == DType::kFloat64 ? isas().front().kernels : choice().kernels.load();
+  const int64_t bytes = (kernels->*scratch_bytes)(problem);
   std::atomic<bool> out_of_memory{false};
-  parallel(rows, grain(operations), [&](int64_t begin, int64_t end) {
+  parallel(input.rows, grain(operations), [&](int64_t begin, int64_t end) {
     void* scratch = thread_scratch(bytes);
     if (scratch == nullptr) {
       out_of_memory = true;
@@ -146,20 +148,20 @@ Status run(const Problem& problem, Kernel<Problem> KernelTable::* kernel, int64_
 
 Status transform(const TransformProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::transform, p.x.rows, p.x.columns, 8 * p.x.columns, p.x.dtype,
+  return run(p, &KernelTable::transform, &KernelTable::transform_scratch, p.x, 8 * p.x.columns,
              parallel);
 }
 
 Status head(const HeadProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::head, p.x.rows, p.codebook.order(), operations_per_row(p.codebook),
-             p.x.dtype, parallel);
+  return run(p, &KernelTable::head, &KernelTable::head_scratch, p.x,
+             operations_per_row(p.codebook), parallel);
 }
 
 Status adjoint(const AdjointProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::adjoint, p.g.rows, p.codebook.order(), operations_per_row(p.codebook),
-             p.g.dtype, parallel);
+  return run(p, &KernelTable::adjoint, &KernelTable::adjoint_scratch, p.g,
+             operations_per_row(p.codebook), parallel);
 }
 
 std::vector<std::string> compiled_isas() {

@@ -120,6 +120,19 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
   using Real = typename V::Real;
   const int k = __builtin_ctzll(p.x.columns);
   const Real scale = static_cast<Real>(p.scale);
+  if constexpr (std::is_same_v<T, Real>) {
+    // Rows that fit in registers and lie next to each other: one loop over all of them.
+    const int stages = k - V::kLog2Width;
+    if (stages >= 0 && stages <= V::kCodelet && p.x.stride == p.x.columns &&
+        p.y.stride == p.x.columns) {
+      with_constant<V::kCodelet>(stages, [&](auto r) {
+        codelets<V, r, true>(static_cast<const T*>(p.x.data) + begin * p.x.stride,
+                             static_cast<T*>(p.y.data) + begin * p.y.stride, end - begin,
+                             V::set(scale));
+      });
+      return;
+    }
+  }
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
     T* y = static_cast<T*>(p.y.data) + row * p.y.stride;

@@ -19,52 +19,80 @@ int64_t padded_row(int64_t order) {
   return round_up(order, kPad<V>) + kPad<V>;
 }
 
+// One Sylvester block without sign flips: a row is folded while it is read.
+FIXCLF_INLINE bool is_direct(const Codebook& cb) {
+  return cb.base_order == 1 && cb.signs == nullptr && cb.column_offset == 0;
+}
+
+// All classes of the shard come from one block, which therefore stays in scratch between passes.
+FIXCLF_INLINE bool is_resident(const Codebook& cb) { return first_block(cb) == last_block(cb); }
+
+// Rows that share each block's signs and biases while these are in the L1 cache.
+constexpr int kRowTile = 4;
+
+// Elements of one row of scratch: what is transformed, and room for whole vectors at its end.
+template <class V>
+int64_t head_row(const Codebook& cb) {
+  if (!is_direct(cb)) return padded_row<V>(cb.order());
+  return padded_row<V>(fold_width<V>(cb.features, int64_t{1} << log2_ceil(rows_needed(cb, 0))));
+}
+template <class V>
+int64_t head_scratch(const Codebook& cb) {
+  return head_row<V>(cb) * (is_resident(cb) ? 2 : kRowTile + 1);
+}
+
 // What one row's features became: y = W x / factor, z = scale y + bias; scale is NaN for a row that
 // holds a NaN or an infinity.
 template <class V, class T>
 struct RowLoader {
   using Real = typename V::Real;
   const HeadProblem& p;
-  // One Sylvester block without sign flips: the row is folded while it is read.
-  const bool direct =
-      p.codebook.base_order == 1 && p.codebook.signs == nullptr && p.codebook.column_offset == 0;
+  const bool direct = is_direct(p.codebook);
   const int64_t rows = direct ? rows_needed(p.codebook, 0) : 0;
   const double root = p.normalize ? __builtin_sqrt(static_cast<double>(p.codebook.features)) : 1;
 
   template <bool kScaled>
-  FIXCLF_INLINE Real read(const T* x, Real factor, Real* a, Real* y) const {
+  FIXCLF_INLINE double read(const T* x, Real factor, Real* a, Real* y) const {
     const int64_t features = p.codebook.features;
     if (direct) {
       const int64_t needed = int64_t{1} << log2_ceil(rows);
-      const int64_t width = needed < kPad<V> ? kPad<V> : needed;
-      const Real squares = fold<V, T, kScaled>(x, features, width, factor, y);
+      const int64_t width = fold_width<V>(features, needed);
+      const double squares = fold<V, T, kScaled>(x, features, width, factor, y);
       fold_in_place<V>(y, width, needed);
       return squares;
     }
     const int64_t offset = p.codebook.column_offset;
     const int64_t width = round_up(p.codebook.order(), kPad<V>);
-    const Real squares = fold<V, T, kScaled>(x, features, width, factor, a + offset);
+    const double squares = fold<V, T, kScaled>(x, features, width, factor, a + offset);
     if (offset == 1) a[0] = 0;
     return squares;
   }
 
-  // Returns the scale; leaves the folded row in y (direct) or the padded row in a.
+  // Returns the scale; leaves the folded row in y (direct) or the padded row in a. Powers of two
+  // bring rows back whose squares, or whose alpha / norm, would leave the range of Real.
   FIXCLF_INLINE Real load(const T* x, Real* a, Real* y) const {
     using Range = NormRange<Real>;
-    if (!p.normalize) {
-      read<false>(x, 1, a, y);
-      return static_cast<Real>(p.alpha);
-    }
-    Real squares = read<false>(x, 1, a, y);
-    Real factor = 1;
+    double squares = read<false>(x, 1, a, y);
+    if (!p.normalize) return static_cast<Real>(squares == squares ? p.alpha : squares);
+    double factor = 1;
     if (!(squares >= Range::kLow && squares <= Range::kHigh)) {
       factor = squares < Range::kLow ? Range::kFactor : 1 / Range::kFactor;
-      squares = read<true>(x, factor, a, y);
+      squares = read<true>(x, static_cast<Real>(factor), a, y);
       if (!(squares <= Range::kHigh)) return static_cast<Real>(__builtin_nan(""));
     }
-    const double norm = __builtin_sqrt(static_cast<double>(squares)) / static_cast<double>(factor);
-    const double clamped = norm > 1e-12 ? norm : 1e-12;
-    return static_cast<Real>(p.alpha / (clamped * root) / static_cast<double>(factor));
+    // What follows is of the row times factor, its norm and eps included.
+    const double norm = __builtin_sqrt(squares);
+    const double divisor = (norm > 1e-12 * factor ? norm : 1e-12 * factor) * root;
+    double scale = p.alpha / divisor;
+    const double size = __builtin_fabs(scale);
+    if (p.alpha != 0 && !(size >= 0x1p-60 && size <= 0x1p60)) {
+      const int exponent = __builtin_ilogb(divisor) - __builtin_ilogb(factor);
+      const double better =
+          __builtin_ldexp(1, exponent < -120 ? 120 : exponent > 120 ? -120 : -exponent);
+      read<true>(x, static_cast<Real>(better), a, y);
+      scale = p.alpha / (divisor * (better / factor));
+    }
+    return static_cast<Real>(scale);
   }
 };
 
@@ -87,46 +115,56 @@ void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) 
   using Real = typename V::Real;
   const Codebook& cb = p.codebook;
   const RowLoader<V, T> loader{p};
-  Real* a = static_cast<Real*>(scratch);
-  Real* y = a + padded_row<V>(cb.order());
   const int64_t first = first_block(cb), last = last_block(cb);
-  const bool resident = first == last;
-  for (int64_t row = begin; row < end; ++row) {
-    Out* out = static_cast<Out*>(p.out.data) + row * p.out.stride;
-    const Real scale = loader.load(static_cast<const T*>(p.x.data) + row * p.x.stride, a, y);
-    if (scale != scale) {
+  const bool resident = is_resident(cb);
+  const int tile = resident ? 1 : kRowTile;
+  const int64_t room = head_row<V>(cb);
+  Real* y = static_cast<Real*>(scratch);
+  Real* staged = y + room;
+  for (int64_t row = begin; row < end; row += tile) {
+    const int count = static_cast<int>(end - row < tile ? end - row : tile);
+    Real scales[kRowTile];
+    Epilogue<V, Out> epilogues[kRowTile];
+    for (int t = 0; t < count; ++t) {
+      const T* x = static_cast<const T*>(p.x.data) + (row + t) * p.x.stride;
+      scales[t] = loader.load(x, staged + t * room, y);
+      if (scales[t] == scales[t]) continue;
+      Out* out = static_cast<Out*>(p.out.data) + (row + t) * p.out.stride;
       for_lanes<V>(p.out.columns,
-                   [&](int64_t i, auto lanes) { lanes.store(out + i, V::set(scale)); });
-      continue;
+                   [&](int64_t i, auto lanes) { lanes.store(out + i, V::set(scales[t])); });
     }
-    Epilogue<V, Out> epilogue;
     double stretch = 1;
-    for (int pass = 0; pass < epilogue.passes(resident); ++pass) {
+    for (int pass = 0; pass < Epilogue<V, Out>::passes(resident); ++pass) {
       for (int64_t block = first; block <= last; ++block) {
-        if (pass == 0 || !resident) {
-          if (loader.direct) {
-            transform<V, false>(y, y, log2_ceil(loader.rows), 1);
-          } else {
-            block_rows<V>(cb, block, rows_needed(cb, block), a, y);
+        for (int t = 0; t < count; ++t) {
+          if (scales[t] != scales[t]) continue;
+          Real* a = staged + t * room;
+          Out* out = static_cast<Out*>(p.out.data) + (row + t) * p.out.stride;
+          if (pass == 0 || !resident) {
+            if (loader.direct) {
+              transform<V, false>(y, y, log2_ceil(loader.rows), 1);
+            } else {
+              block_rows<V>(cb, block, rows_needed(cb, block), a, y);
+            }
+            if (cb.center) stretch = center<V>(cb, y);
           }
-          if (cb.center) stretch = center<V>(cb, y);
+          // Backwards where values are kept: the negated segment moves its values from y to a
+          // before the other one overwrites y.
+          Segment<V, kBias> segments[2];
+          int parts = 0;
+          for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
+            Segment<V, kBias>& segment = segments[parts];
+            segment.y = y + row0;
+            segment.scale = static_cast<Real>(sign * stretch * scales[t]);
+            segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
+            segment.first_class = first_class;
+            segment.count = classes;
+            segment.room = !resident ? nullptr : parts == 0 ? segment.y : a;
+            ++parts;
+          });
+          while (parts-- > 0)
+            epilogues[t].segment(pass, segments[parts], out + segments[parts].first_class);
         }
-        // Backwards where values are kept: the negated segment moves its values from y to a before
-        // the other one overwrites y.
-        Segment<V, kBias> segments[2];
-        int count = 0;
-        for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
-          Segment<V, kBias>& segment = segments[count];
-          segment.y = y + row0;
-          segment.scale = static_cast<Real>(sign * stretch * scale);
-          segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
-          segment.first_class = first_class;
-          segment.count = classes;
-          segment.room = !resident ? nullptr : count == 0 ? segment.y : a;
-          ++count;
-        });
-        while (count-- > 0)
-          epilogue.segment(pass, segments[count], out + segments[count].first_class);
       }
     }
   }
@@ -137,7 +175,7 @@ void head_for(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
   switch (p.epilogue) {
 #define FIXCLF_EPILOGUE(enumerator, value, name)                                          \
   case Epilogue::k##enumerator:                                                           \
-    return p.bias != nullptr                                                              \
+    return p.has_bias                                                              \
                ? head_rows<V, T, Out, enumerator##Epilogue, true>(p, begin, end, scratch) \
                : head_rows<V, T, Out, enumerator##Epilogue, false>(p, begin, end, scratch);
 #include "core/epilogue.def"

@@ -8,7 +8,9 @@ namespace fixclf {
 
 struct KernelTable {
   const char* name;
-  int64_t (*scratch_bytes)(int64_t order, DType accumulation);
+  int64_t (*transform_scratch)(const TransformProblem&);
+  int64_t (*head_scratch)(const HeadProblem&);
+  int64_t (*adjoint_scratch)(const AdjointProblem&);
   void (*transform)(const TransformProblem&, int64_t begin, int64_t end, void* scratch);
   void (*head)(const HeadProblem&, int64_t begin, int64_t end, void* scratch);
   void (*adjoint)(const AdjointProblem&, int64_t begin, int64_t end, void* scratch);

@@ -7,8 +7,17 @@
 namespace fixclf {
 namespace {
 
-int64_t scratch_bytes(int64_t order, DType accumulation) {
-  return 2 * padded_row<Float>(order) * size_of(accumulation);
+// In bytes. Float's padding covers the narrower Double's.
+int64_t transform_scratch(const TransformProblem& p) {
+  return padded_row<Float>(p.x.columns) * size_of(accumulation_dtype(p.x.dtype));
+}
+
+int64_t head_scratch_bytes(const HeadProblem& p) {
+  return head_scratch<Float>(p.codebook) * size_of(accumulation_dtype(p.x.dtype));
+}
+
+int64_t adjoint_scratch(const AdjointProblem& p) {
+  return 2 * padded_row<Float>(p.codebook.order()) * size_of(accumulation_dtype(p.g.dtype));
 }
 
 void transform_problem(const TransformProblem& p, int64_t begin, int64_t end, void* scratch) {
@@ -77,7 +86,8 @@ void adjoint_problem(const AdjointProblem& p, int64_t begin, int64_t end, void* 
 
 extern const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME);
 const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME) = {
-    FIXCLF_STRING(FIXCLF_ISA_NAME), scratch_bytes, transform_problem, head_problem, adjoint_problem,
+    FIXCLF_STRING(FIXCLF_ISA_NAME), transform_scratch, head_scratch_bytes, adjoint_scratch,
+    transform_problem, head_problem, adjoint_problem,
 };
 
 }  // namespace fixclf

@@ -40,7 +40,7 @@ struct LogSumExp {
   static constexpr Real kLowest = -__builtin_huge_val();
 
   Real max = kLowest;
-  Real sum = 0;
+  double sum = 0;
 
   template <class Logits>
   FIXCLF_INLINE static Real max_of(const Logits& z, Real max) {
@@ -53,15 +53,17 @@ struct LogSumExp {
   template <class Logits>
   FIXCLF_INLINE void add(const Logits& z) {
     const Real higher = max_of(z, max);
-    typename V::F terms = {};
+    if (higher == kLowest) return;
+    LongSum<V> terms;
     const auto shift = V::set(higher);
-    z.for_logits(kLowest,
-                 [&](int64_t, typename V::F value, auto) { terms += exp<V>(value - shift); });
-    sum = sum * scalar_exp<V>(max - higher) + V::reduce_add(terms);
+    z.for_logits(kLowest, [&](int64_t, typename V::F value, auto) {
+      terms.add(exp<V>(value - shift));
+    });
+    sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) + terms.value();
     max = higher;
   }
 
-  FIXCLF_INLINE Real value() const { return max + scalar_log(sum); }
+  FIXCLF_INLINE Real value() const { return static_cast<Real>(max + __builtin_log(sum)); }
 };
 
 }  // namespace

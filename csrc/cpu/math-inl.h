@@ -32,15 +32,6 @@ FIXCLF_INLINE typename V::F exp(typename V::F x) {
   }
 }
 
-template <class Real>
-FIXCLF_INLINE Real scalar_log(Real x) {
-  if constexpr (sizeof(Real) == 8) {
-    return __builtin_log(x);
-  } else {
-    return __builtin_logf(x);
-  }
-}
-
 template <class V>
 FIXCLF_INLINE typename V::Real scalar_exp(typename V::Real x) {
   return exp<V>(V::set(x))[0];

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -13,8 +14,12 @@ namespace {
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  // Makes do with fewer threads where the system gives no more.
+  explicit Pool(int threads) : wanted_(threads) {
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::exception&) {
+    }
   }
   ~Pool() {
     {
@@ -25,10 +30,11 @@ class Pool {
     for (auto& worker : workers_) worker.join();
   }
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int wanted() const { return wanted_; }
 
   // Range i of `parts` equal ones goes to thread i: no queue, and the same split every time.
   void run(int64_t count, int64_t parts, Parallel::Body body, void* body_state) {
+    parts = std::min<int64_t>(parts, static_cast<int64_t>(workers_.size()) + 1);
     {
       const std::lock_guard lock(mutex_);
       count_ = count;
@@ -66,6 +72,7 @@ class Pool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
@@ -98,7 +105,7 @@ void run(void* /*state*/, int64_t count, int64_t grain, Parallel::Body body, voi
     pool = nullptr;
     pool_process = getpid();
   }
-  if (pool == nullptr || pool->threads() != threads) {
+  if (pool == nullptr || pool->wanted() != threads) {
     delete pool;
     pool = new Pool(threads);
   }

@@ -158,8 +158,7 @@ struct Case {
   int64_t shard() const { return cb.class_end - cb.class_begin; }
 
   Status validate() const {
-    return fixclf::validate(cb, static_cast<int64_t>(base.size()),
-                            static_cast<int64_t>(signs.size()));
+    return fixclf::validate(cb, base_shape(), signs_shape());
   }
 
   double entry(int64_t cls, int64_t feature) const {
@@ -171,6 +170,13 @@ struct Case {
     if (cb.base) sign *= sign_of(base, cb.base_stride(), i / size, j / size);
     if (cb.signs) sign *= sign_of(signs, cb.sign_stride(), block, j);
     return sign;
+  }
+
+  BitShape base_shape() const {
+    return base.empty() ? BitShape{} : BitShape{cb.base_order, cb.base_stride()};
+  }
+  BitShape signs_shape() const {
+    return signs.empty() ? BitShape{} : BitShape{cb.blocks, cb.sign_stride()};
   }
 
   // Rows of the shard, centred if the codebook is.
@@ -231,29 +237,28 @@ struct Runner {
     if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::head(p, {});
     const Status status = validate(p);
     if (status.ok())
-      with_scratch(p.codebook.order(), [&](void* s) { table->head(p, 0, p.x.rows, s); });
+      with_scratch(table->head_scratch(p), [&](void* s) { table->head(p, 0, p.x.rows, s); });
     return status;
   }
   Status operator()(const AdjointProblem& p) const {
     if (table == nullptr || p.g.dtype == DType::kFloat64) return cpu::adjoint(p, {});
     const Status status = validate(p);
     if (status.ok())
-      with_scratch(p.codebook.order(), [&](void* s) { table->adjoint(p, 0, p.g.rows, s); });
+      with_scratch(table->adjoint_scratch(p), [&](void* s) { table->adjoint(p, 0, p.g.rows, s); });
     return status;
   }
   Status operator()(const TransformProblem& p) const {
     if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::transform(p, {});
     const Status status = validate(p);
     if (status.ok())
-      with_scratch(p.x.columns, [&](void* s) { table->transform(p, 0, p.x.rows, s); });
+      with_scratch(table->transform_scratch(p), [&](void* s) { table->transform(p, 0, p.x.rows, s); });
     return status;
   }
 
  private:
   template <class F>
-  void with_scratch(int64_t order, F f) const {
-    const auto bytes =
-        static_cast<size_t>(table->scratch_bytes(order, DType::kFloat32) + 63) / 64 * 64;
+  void with_scratch(int64_t needed, F f) const {
+    const auto bytes = static_cast<size_t>(needed + 63) / 64 * 64;
     std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
     std::memset(scratch.get(), 0xff, bytes);
     f(scratch.get());
@@ -287,6 +292,7 @@ void test_head(const Runner& run) {
     p.codebook = c.cb;
     p.x = {x.data(), dtype, rows, c.cb.features, stride};
     p.alpha = alpha;
+    p.has_bias = biased;
     p.bias = biased ? bias.data() : nullptr;
     p.bias_length = c.shard();
     p.bias_dtype = exact;
@@ -409,6 +415,7 @@ void test_extreme_rows(const Runner& run) {
     p.codebook = cb;
     p.x = {x.data(), DType::kFloat32, 1, n, n};
     p.alpha = 2;
+    p.has_bias = true;
     p.bias = bias.data();
     p.bias_length = 32;
     p.bias_dtype = DType::kFloat32;
@@ -432,8 +439,7 @@ void test_errors() {
   const auto broken = [&](auto change, const char* mention) {
     Codebook cb = c.cb;
     change(cb);
-    const Status status =
-        validate(cb, static_cast<int64_t>(c.base.size()), static_cast<int64_t>(c.signs.size()));
+    const Status status = validate(cb, c.base_shape(), c.signs_shape());
     if (!CHECK(!status.ok() && status.message().find(mention) != std::string::npos))
       std::printf("  '%s' does not mention %s\n", status.message().c_str(), mention);
   };

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import typer
 from rich.console import Console
 from rich.table import Table
 
 app = typer.Typer(
-    help="Classifier heads without weights.", no_args_is_help=True, add_completion=False
+    help="Classifier heads without weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """The package's own errors are one clear sentence: print that, and exit with status 1."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 @app.callback()
@@ -23,6 +39,8 @@ def info() -> None:
     from ..backends import describe
 
     table = Table(title=f"fixclf_infer {__version__}", show_header=False)
-    for name, value in describe().items():
+    with one_line_errors():
+        facts = describe()
+    for name, value in facts.items():
         table.add_row(name, value)
     Console().print(table)

@@ -73,7 +73,10 @@ def codebook(
 def choose(in_features: int, num_classes: int) -> str:
     """The kind that "auto" stands for: the first of these that reaches num_classes.
 
-    All of them begin with the same rows, so a class keeps its row when the kind changes.
+    All of them begin with the same rows, so a class keeps its row when the kind changes. They skip
+    row 0, all ones, where non-negative features have a cosine near the maximum for every input. If
+    none but "search" reaches num_classes without it, one whose rows are exactly num_classes is
+    taken with it.
     """
     if in_features < 64 and num_classes > 1 << in_features:
         raise ValueError(
@@ -81,13 +84,16 @@ def choose(in_features: int, num_classes: int) -> str:
             f"{in_features}, which has no more different ±1 rows, got {num_classes}"
         )
     order = cover(in_features)
-    reach = {
-        "hadamard": order.n,
+    if num_classes <= order.n:
+        return "hadamard"
+    rows = {
         "orthoplex": 2 * order.n,
         "kerdock": capacity(order, in_features, 1),
         "delsarte_goethals": delsarte_goethals.limit(order, in_features),
     }
-    return next((kind for kind, limit in reach.items() if num_classes <= limit), "search")
+    skipping = [kind for kind, count in rows.items() if num_classes < count]
+    filled = [kind for kind, count in rows.items() if num_classes == count]
+    return [*skipping, *filled, "search"][0]
 
 
 def from_identity(identity: Mapping[str, Any], matrix: ArrayLike | None = None) -> Codebook:

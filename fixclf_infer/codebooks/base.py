@@ -197,6 +197,14 @@ class Codebook:
         return histogram(self, bins)
 
 
+def first_row(rows: int, num_classes: int) -> int:
+    """Which row of a stack of that many rows is class 0: 1, or 0 where every row is needed.
+
+    Row 0 is all ones: with non-negative features its cosine is near the maximum for every input.
+    """
+    return 1 if num_classes < rows else 0
+
+
 def parity(values: NDArray[np.int64]) -> Bits:
     """popcount(values) mod 2, for values in [0, 2^32)."""
     values = values.astype(np.uint32)

@@ -2,7 +2,9 @@
 
 Construction. As `kerdock`, with Σ_{r=1}^{d−1} Tr(δ_r x^{e_r}) added to its forms: e_r = 2^r + 1 for
 m even, 2^{r+1} + 1 for m odd. Masks are numbered with the digits (a, δ_1, δ_2, …) of their index,
-lowest first, so a Kerdock set is the prefix and classes keep their rows when C outgrows it.
+lowest first, so a Kerdock set is the prefix and classes keep their rows when C outgrows it. Class i
+is row i + 1, since with non-negative features the cosine of row 0, all ones, is near the maximum
+for every input; where C is the limit, class i is row i.
 
 Guarantee. Two forms with at most d digits differ by a form of rank at least m − 2(d − 1) (m even)
 or m + 1 − 2d (m odd). So the coherence is at most 2^{d−1} times that of `kerdock`: 2/√n or √(8/n)
@@ -27,7 +29,7 @@ from .base import Codebook
 from .kerdock import assemble, capacity, coherence
 from .orders import Order, cover, dropped
 
-VERSION = 1
+VERSION = 2
 
 
 def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
@@ -39,10 +41,11 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
             f"{in_features} (order {order.base} * 2^{order.log2}), got {num_classes}"
         )
     digits = 1
-    while num_classes > capacity(order, in_features, digits):
+    while min(num_classes + 1, most) > capacity(order, in_features, digits):
         digits += 1
     reason = (
-        f"C = {num_classes} needs more masks than the Kerdock set of order {order.n} has: "
+        f"C = {num_classes}, without the all-ones row, needs more masks than the Kerdock set of "
+        f"order {order.n} has: "
         f"a Delsarte–Goethals set keeps every cosine at or below "
         f"{coherence(order.log2, digits):.4g}{dropped(order, in_features)}."
     )

@@ -1,8 +1,9 @@
 """Simplex equiangular tight frames (ETF): C vectors with every cosine −1/(C − 1).
 
 Construction.
-* C ≤ n = N: the first C rows of H_n, centred. The kernels transform and subtract the mean over the
-  classes: z_i = √(C/(C−1)) (y_i − mean(y)). The rows are √(C/(C−1)) (w_i − mean(w)), of norm √N.
+* C ≤ n = N: the first C rows of H_n (row 0 too: it loses the mean), centred. The kernels transform
+  and subtract the mean over the classes: z_i = √(C/(C−1)) (y_i − mean(y)). The rows are
+  √(C/(C−1)) (w_i − mean(w)), of norm √N.
 * C = N + 1, the order of a Hadamard matrix: the rows of H_C without its constant column, ±1 and
   not centred.
 
@@ -32,7 +33,7 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
         )
     simplex = num_classes == in_features + 1
     order = find_order(num_classes if simplex else in_features)
-    if order is None or simplex and order.n < 2:
+    if order is None or (simplex and order.n < 2):
         raise ValueError(_no_order(in_features, num_classes))
     data = KernelData(order.base, order.log2, order.bits, None, False, not simplex, 0, int(simplex))
     how = (

@@ -1,7 +1,9 @@
 """Rows of one Hadamard matrix: exactly orthogonal classes, C ≤ n.
 
 Construction. H_n = P_b ⊗ H_{2^k}, from `orders`: Sylvester, Paley I and II, Goethals–Seidel. Row
-and column 0 are all ones.
+and column 0 are all ones. Class i is row i + 1, since with non-negative features the cosine of the
+all-ones row is near the maximum for every input; if C = n, the last class is −row 0, as in
+`orthoplex`.
 
 Guarantee. n = N whenever N is such an order: every cosine is exactly 0. Otherwise n is the next
 order and n − N columns are dropped: no cosine exceeds (n − N)/N in magnitude, and rows stay
@@ -18,8 +20,7 @@ from __future__ import annotations
 from .base import Codebook, Cosines, KernelData
 from .orders import cover
 
-VERSION = 1
-FIRST_ROW = 0  # 1 would skip the all-ones row where C ≤ n − 1
+VERSION = 2
 
 
 def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
@@ -29,8 +30,8 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
             f"num_classes must be at most {order.n} for kind='hadamard' with in_features="
             f"{in_features}, got {num_classes}"
         )
-    first = FIRST_ROW if num_classes <= order.n - FIRST_ROW else 0
-    data = KernelData(order.base, order.log2, order.bits, None, False, False, first, 0)
+    negate = num_classes == order.n  # row n of the stack is −row 0
+    data = KernelData(order.base, order.log2, order.bits, None, negate, False, 1, 0)
     count = order.n - in_features
     if count:
         reason = (

@@ -6,17 +6,20 @@ Construction. Block a is `H_n D_a` followed by its negation, n = 2^m, where D_a 
   Q_a(x, ε) = Σ_{i=1}^{(m−2)/2} Tr((ax)^{2^i + 1}) + ε Tr(ax).
 * m odd: a, x ∈ GF(2^m), j = x, and Q_a(x) = Tr(a x³).
 The field is `BinaryField`, an element's bits being its coefficients. Q_0 = 0: the first block is
-H_n itself, so the classes of `hadamard` and `orthoplex` keep their rows.
+H_n itself, so the classes of `hadamard` and `orthoplex` keep their rows. Class i is row i + 1,
+since with non-negative features the cosine of row 0, all ones, is near the maximum for every input;
+where C is the limit, class i is row i.
 
 Guarantee. Rows of one block are orthogonal or opposite. Rows of blocks a ≠ a' have inner product
 ± the Walsh–Hadamard transform of (−1)^{Q_a + Q_a'} at some point. For m even that form has full
 rank m, so every value is ±√n; for m odd it has rank m − 1, so the values are 0 and ±√(2n), and
-both occur. Hence, as soon as C > 2n, largest cosine and coherence are exactly 1/√n (m even, which
-meets Levenshtein's bound asymptotically) and √(2/n) (m odd). Where N < n (columns dropped), at
-most n − N is added to an inner product; the cosines are then measured.
+both occur, more than once. Hence, as soon as there are two blocks (C ≥ 2n), largest cosine and
+coherence are exactly 1/√n (m even, which meets Levenshtein's bound asymptotically) and √(2/n)
+(m odd). Where N < n (columns dropped), at most n − N is added to an inner product; the cosines are
+then measured.
 
-Limits. n/2 masks, C ≤ n² (m even, m ≥ 2); n masks, C ≤ 2n² (m odd, m ≥ 3). Beyond:
-`delsarte_goethals`.
+Limits. n/2 masks, C ≤ n² (m even, m ≥ 2); n masks, C ≤ 2n² (m odd, m ≥ 3). From there on, "auto"
+takes `delsarte_goethals` if that reaches C.
 
 A. M. Kerdock, "A class of low-rate nonlinear binary codes", Inform. and Control 20 (1972)
 182–187. R. Gold, "Maximal recursive sequences with 3-valued recursive cross-correlation
@@ -30,11 +33,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Bits, Codebook, Cosines, KernelData, pack
+from .base import Bits, Codebook, Cosines, KernelData, first_row, pack
 from .galois import BinaryField
 from .orders import Order, cover, dropped
 
-VERSION = 1
+VERSION = 2
 
 
 def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
@@ -45,8 +48,11 @@ def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codeboo
             f"num_classes must be at most {limit} for kind='kerdock' with in_features="
             f"{in_features} (order {order.base} * 2^{order.log2}), got {num_classes}"
         )
+    more = ""
+    if num_classes == 2 * order.n:
+        more = ", one more than the orthoplex has without its all-ones row"
     reason = (
-        f"C = {num_classes} and order {order.n} = 2^{order.log2}: "
+        f"C = {num_classes} and order {order.n} = 2^{order.log2}{more}: "
         f"{'Kerdock' if order.log2 % 2 == 0 else 'Gold'} masks keep every cosine at or below "
         f"{coherence(order.log2, 1):.4g}{dropped(order, in_features)}."
     )
@@ -65,12 +71,15 @@ def assemble(
 ) -> Codebook:
     """The codebook of the first masks of `forms`, whose indices have that many digits."""
     n = order.n
-    masks = pack(forms(order.log2, np.arange(-(-num_classes // (2 * n)))))
+    first = first_row(capacity(order, in_features, digits), num_classes)
+    masks = pack(forms(order.log2, np.arange(-(-(num_classes + first) // (2 * n)))))
     cosines = None
-    if in_features == n and num_classes > 2 * n:
+    if in_features == n and len(masks) > 1:
         value = coherence(order.log2, digits)
         cosines = Cosines(value, value)
-    data = KernelData(1, order.log2, None, masks, True, False, 0, 0)
+    data = KernelData(1, order.log2, None, masks, True, False, first, 0)
+    if not first:
+        reason = f"{reason[:-1]}; every row is needed, the all-ones row too."
     return Codebook(kind, version, in_features, num_classes, seed, data, None, reason, cosines)
 
 

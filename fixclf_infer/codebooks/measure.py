@@ -76,9 +76,9 @@ def report(codebook: Codebook) -> Report:
     found = extremes(codebook)
     data, n, c = codebook.kernel, codebook.in_features, codebook.num_classes
     lines = c
-    if data is not None and data.negate:
-        full, rest = divmod(c, 2 * data.order)
-        lines = full * data.order + min(rest, data.order)
+    if data is not None and data.negate and c + data.row_offset > data.order:
+        full, rest = divmod(c + data.row_offset, 2 * data.order)
+        lines = full * data.order + min(rest, data.order)  # that of row 0 by its negation
     welch, levenshtein = welch_bound(n, lines), levenshtein_bound(n, lines)
     bound = max(welch, levenshtein)
     ratio = found.coherence / bound if found.coherence is not None and bound > 0 else None
@@ -153,7 +153,7 @@ def extremes(codebook: Codebook) -> Extremes:
     if c * c * n <= GRAM_WORK:
         return _of_rows(codebook, np.arange(c), "measured")
     data = codebook.kernel
-    if data is not None and data.negate and c > 2 * data.order:
+    if data is not None and data.negate and data.blocks > 1:
         return _of_blocks(data, n, c)
     sample = np.linspace(0, c - 1, SAMPLE_ROWS).astype(np.int64)
     return _of_rows(codebook, sample, "sampled")
@@ -188,40 +188,56 @@ def pair_cosines(codebook: Codebook, ids: NDArray[np.int64]) -> Iterator[NDArray
 def _of_blocks(data: KernelData, in_features: int, num_classes: int) -> Extremes:
     """From the products of blocks, each followed by its negation, so that both signs occur.
 
+    Where row 0 is skipped, its negation alone is a class, which matters for the largest cosine only
+    if a row of the last block lacks its negation too and no other pair has the same product.
     If there are too many pairs of blocks, evenly spaced blocks are a sample.
     """
     assert data.signs is not None
     order, n = Order(data.base_order, data.log2), data.order
     masks = np.unpackbits(data.signs, axis=1, count=n, bitorder="little")
-    count, rest = len(masks), num_classes - 2 * n * (len(masks) - 1)
+    count, rest = len(masks), num_classes + data.row_offset - 2 * n * (len(masks) - 1)
     work = n * (order.base**2 + order.log2)
     method = "measured"
     if num_classes > EXACT_UP_TO or count**2 / 2 * work > BLOCK_WORK:
         method = "sampled"
         blocks = int(np.clip((2 * SAMPLE_WORK / work) ** 0.5, 2, count))
         masks = masks[np.linspace(0, count - 1, blocks).astype(np.int64)]
-    found = 0.0
+    lone: slice | None = None  # base rows of the last block whose first rows are such rows
+    if data.row_offset and order.log2 == 0:
+        lone = slice(max(0, rest - n), order.base)
+    elif data.row_offset and rest <= n and rest % (1 << order.log2) == 1:
+        lone = slice(rest >> order.log2, order.base)
+    found = largest = 0.0
     for j in range(1, len(masks)):
         last = rest if j == len(masks) - 1 else n
         base_rows = min(order.base, -(-last >> order.log2))
         products = block_products(order, masks[:j] ^ masks[j], base_rows, in_features)
         found = max(found, float(products.max()))
+        if j == len(masks) - 1 and lone is not None:
+            bits = masks[:1] ^ masks[j]
+            products[:1] = block_products(order, bits, base_rows, in_features, lone)
+        largest = max(largest, float(products.max()))
     dropped = n - in_features
     if found < dropped:  # two rows of one block that agree in the dropped columns
         found = dropped
         method = method if 2**dropped < n else "sampled"
-    value = found / in_features
-    return Extremes(value, value, method, int(found == in_features))
+    largest = max(largest, dropped)
+    return Extremes(largest / in_features, found / in_features, method, int(found == in_features))
 
 
 def block_products(
-    order: Order, bits: Bits, base_rows: int | None = None, columns: int | None = None
+    order: Order,
+    bits: Bits,
+    base_rows: int | None = None,
+    columns: int | None = None,
+    lone: slice | None = None,
 ) -> NDArray[np.float32]:
     """max |⟨w, w'⟩| over the rows w of H_n D and w' of H_n D', for each mask D D' in `bits`.
 
     With D D' = (d_c), c < b, in slices of length 2^k: ⟨w, w'⟩ = Σ_c P[i, c] P[i', c] WHT(d_c)[s],
     where every s ∈ [0, 2^k) occurs. Only the first `base_rows` of P serve for w', and only the
-    first `columns` of H_n count.
+    first `columns` of H_n count. Of row 0 with the first rows w' of the base rows `lone`, only
+    negative products count.
     """
     p = base_matrix(order.base).astype(np.float32)
     size = 1 << order.log2
@@ -233,8 +249,10 @@ def block_products(
             masked[:, columns:] = 0
         slices = walsh_hadamard(masked.reshape(-1, order.base, size))
         rows = (slices.transpose(0, 2, 1)[:, :, None, :] * p).reshape(-1, order.base)
-        products = (rows @ p[:base_rows].T).reshape(len(masked), -1)
-        found[start : start + step] = np.abs(products).max(axis=1)
+        products = (rows @ p[:base_rows].T).reshape(len(masked), size, order.base, -1)
+        if lone is not None:
+            products[:, 0, 0, lone] = np.minimum(products[:, 0, 0, lone], 0)
+        found[start : start + step] = np.abs(products).max(axis=(1, 2, 3))
     return found
 
 

@@ -9,7 +9,9 @@ for b > 1; ours has two layers, with q = 2^{k−1} (k even ≥ 2), 2^k (k odd �
    masks: the one with the lowest coherence between its translate and those before. The number of
    candidates falls as h grows, which bounds the work; late translates are plain random ones.
 Candidates are SHAKE-128 of (n, seed, step). Mask j depends on (N, seed) and the masks before it
-only, so classes keep their rows when C grows.
+only, so classes keep their rows when C grows. Class i is row i + 1, since with non-negative
+features the cosine of row 0, all ones, is near the maximum for every input; where no further mask
+is found and C needs every row, class i is row i.
 
 Guarantee. The inner product of rows of blocks j ≠ j' < q factors into |Σ_c g_j g_j' P P'| · |W|, W
 a Walsh–Hadamard value of κ_j κ_j'. So their coherence is exactly max β(g_j g_j') times that of the
@@ -32,12 +34,12 @@ from hashlib import shake_128
 
 import numpy as np
 
-from .base import Bits, Codebook, Cosines, KernelData, pack
+from .base import Bits, Codebook, Cosines, KernelData, first_row, pack
 from .kerdock import coherence, field_degree, forms
 from .measure import block_products, walsh_hadamard
 from .orders import Order, base_matrix, cover, dropped
 
-VERSION = 1
+VERSION = 2
 CANDIDATES = 64  # of one step, at most (twice as many for a generator)
 WORK = 1e9  # operations spent on the candidates of one step, at most
 ATTEMPTS = 1000  # candidates after which a small N counts as used up
@@ -46,23 +48,32 @@ COMPARE_UP_TO = 128  # features up to which rows are compared
 
 def build(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
     order = cover(in_features, exact)
-    count = -(-num_classes // (2 * order.n))
+    count = -(-(num_classes + 1) // (2 * order.n))
     q = min(count, _structured(order, in_features))
     words = _code(order, seed, q)
     masks = (words[:q, :, None] ^ _kerdock(order, q)).reshape(q, -1)
     cosines = None
     if in_features == order.n and count == q > 1:
-        last_rows = min(order.n, num_classes - 2 * order.n * (count - 1))
+        last_rows = min(order.n, num_classes + 1 - 2 * order.n * (count - 1))
         value = _twisted_coherence(order, words, count, -(-last_rows >> order.log2))
         cosines = Cosines(value, value)
     if count > q:
-        masks = _extend(masks, order, in_features, num_classes, seed)
-    data = KernelData(order.base, order.log2, order.bits, pack(masks), True, False, 0, 0)
+        masks = _extend(masks, order, in_features, count, seed)
+        count = len(masks)
+    rows = 2 * order.n * count
+    if num_classes > rows:
+        raise ValueError(
+            f"num_classes must be at most {rows} for in_features={in_features} with "
+            f"seed={seed} (no further distinct rows were found), got {num_classes}"
+        )
+    first = first_row(rows, num_classes)
+    data = KernelData(order.base, order.log2, order.bits, pack(masks), True, False, first, 0)
     translates = f" and {count - q} translates of them, found by search" if count > q else ""
+    every = "" if first else "; every row is needed, the all-ones row too"
     reason = (
         f"C = {num_classes} and order {order.n} = {order.base} * 2^{order.log2}: no optimal set of "
         f"masks is known; these are {q} twisted Kerdock masks{translates}"
-        f"{dropped(order, in_features)}."
+        f"{dropped(order, in_features)}{every}."
     )
     return Codebook("search", VERSION, in_features, num_classes, seed, data, None, reason, cosines)
 
@@ -112,10 +123,9 @@ def _twisted_coherence(order: Order, words: Bits, count: int, last_base_rows: in
     return beta * coherence(order.log2, 1)
 
 
-def _extend(first: Bits, order: Order, in_features: int, num_classes: int, seed: int) -> Bits:
-    """`first`, followed by translates of it until there are enough masks."""
+def _extend(first: Bits, order: Order, in_features: int, count: int, seed: int) -> Bits:
+    """`first`, followed by translates of it: `count` masks, or as many as are found."""
     n, q = order.n, len(first)
-    count = -(-num_classes // (2 * n))
     products = [first] if order.log2 % 2 else [first[i:] ^ first[i] for i in range(q)]
     work = sum(map(len, products)) * n * (order.base**2 + order.log2)
     translations = [np.zeros(n, np.uint8)]
@@ -141,10 +151,7 @@ def _extend(first: Bits, order: Order, in_features: int, num_classes: int, seed:
             if found == tries:
                 break
         if best is None:
-            raise ValueError(
-                f"num_classes must be at most {2 * n * q * h} for in_features={in_features} with "
-                f"seed={seed} (no further distinct rows were found), got {num_classes}"
-            )
+            break
         translations.append(best)
         seen.update(_lines(order, in_features, first ^ best))
     return (np.array(translations)[:, None] ^ first).reshape(-1, n)[:count]

@@ -1,5 +1,9 @@
 """Modules with a fixed classifier head."""
 
-from .classifier import FixedClassifier
+from ..loader import load_torch_library
+
+load_torch_library()  # says what is missing, before torch's own error would
+
+from .classifier import FixedClassifier  # noqa: E402
 
 __all__ = ["FixedClassifier"]

@@ -73,12 +73,18 @@ py::array empty_like_rows(const py::array& x, int64_t columns, const py::dtype& 
   return py::array(dtype, shape);
 }
 
+fixclf::BitShape shape_of_bits(const std::optional<Bits>& bits, const char* name) {
+  if (!bits) return {};
+  if (bits->ndim() != 2)
+    throw py::value_error(std::string(name) + " has " + std::to_string(bits->ndim()) +
+                          " dimension(s), expected a matrix of uint8");
+  return {bits->shape(0), bits->shape(1)};
+}
+
 Codebook codebook_of(int64_t features, const std::optional<Bits>& base,
                      const std::optional<Bits>& signs, int64_t base_order, int64_t log2,
                      bool negate, bool center, int64_t row_offset, int64_t column_offset,
                      int64_t num_classes, int64_t class_begin, int64_t class_end) {
-  if (base && base->ndim() != 2) throw py::value_error("base must be a matrix of uint8");
-  if (signs && signs->ndim() != 2) throw py::value_error("signs must be a matrix of uint8");
   Codebook cb{};
   cb.features = features;
   cb.classes = num_classes;
@@ -86,14 +92,14 @@ Codebook codebook_of(int64_t features, const std::optional<Bits>& base,
   cb.log2 = log2;
   cb.base = base ? base->data() : nullptr;
   cb.signs = signs ? signs->data() : nullptr;
-  cb.blocks = signs ? signs->shape(0) : 1;
+  cb.blocks = signs && signs->ndim() > 0 ? signs->shape(0) : 1;
   cb.negate = negate;
   cb.center = center;
   cb.row_offset = row_offset;
   cb.column_offset = column_offset;
   cb.class_begin = class_begin;
   cb.class_end = class_end;
-  check(fixclf::validate(cb, base ? base->size() : 0, signs ? signs->size() : 0));
+  check(fixclf::validate(cb, shape_of_bits(base, "base"), shape_of_bits(signs, "signs")));
   return cb;
 }
 
@@ -115,7 +121,7 @@ py::array head(const py::array& x, double alpha, const std::optional<py::array>&
                int64_t in_features, const std::optional<Bits>& base,
                const std::optional<Bits>& signs, int64_t base_order, int64_t log2, bool negate,
                bool center, int64_t row_offset, int64_t column_offset, int64_t num_classes,
-               int64_t class_begin, int64_t class_end, bool normalize, int32_t epilogue,
+               int64_t class_begin, int64_t class_end, bool normalize, int64_t epilogue,
                const std::optional<py::dtype>& dtype) {
   const py::array rows = as_rows(x, "x");
   fixclf::HeadProblem p{};
@@ -125,7 +131,9 @@ py::array head(const py::array& x, double alpha, const std::optional<py::array>&
   p.alpha = alpha;
   if (bias) {
     if (bias->ndim() != 1 || bias->strides(0) != bias->itemsize())
-      throw py::value_error("bias must be a contiguous vector");
+      throw py::value_error("bias has " + std::to_string(bias->ndim()) +
+                            " dimension(s), expected a contiguous vector");
+    p.has_bias = true;
     p.bias = bias->data();
     p.bias_length = bias->size();
     p.bias_dtype = dtype_of(*bias, "bias");

@@ -125,12 +125,14 @@ fixclf::Parallel torch_threads() {
           nullptr};
 }
 
-int64_t bytes_of(const std::optional<Tensor>& bits, const char* name) {
-  if (!bits) return 0;
+fixclf::BitShape shape_of_bits(const std::optional<Tensor>& bits, const char* name) {
+  if (!bits) return {};
   check_cpu(*bits, name);
   if (bits->scalar_type() != ScalarType::Byte || bits->dim() != 2 || !bits->is_contiguous())
-    fail(std::string(name) + " must be a contiguous matrix of uint8");
-  return bits->numel();
+    fail(std::string(name) + " is a tensor of " + std::to_string(bits->dim()) +
+         " dimension(s) and dtype " + torch::headeronly::toString(bits->scalar_type()) +
+         (bits->is_contiguous() ? "" : " with gaps") + ", expected a contiguous matrix of Byte");
+  return {bits->size(0), bits->size(1)};
 }
 
 // The integers of a codebook come as one list, in this order: an operator call costs about 0.25 us
@@ -168,7 +170,7 @@ Codebook codebook_of(const std::optional<Tensor>& base, const std::optional<Tens
   cb.column_offset = geometry[kColumnOffset];
   cb.class_begin = geometry[kClassBegin];
   cb.class_end = geometry[kClassEnd];
-  check(fixclf::validate(cb, bytes_of(base, "base"), bytes_of(signs, "signs")));
+  check(fixclf::validate(cb, shape_of_bits(base, "base"), shape_of_bits(signs, "signs")));
   return cb;
 }
 
@@ -201,7 +203,10 @@ Tensor head(Tensor x, Tensor alpha, std::optional<Tensor> bias, std::optional<Te
   p.alpha = scalar_of(alpha, accumulation_dtype(p.x.dtype));
   if (bias) {
     check_cpu(*bias, "bias");
-    if (bias->dim() != 1 || !bias->is_contiguous()) fail("bias must be a contiguous vector");
+    if (bias->dim() != 1 || !bias->is_contiguous())
+      fail("bias is a tensor of " + std::to_string(bias->dim()) + " dimension(s)" +
+           (bias->is_contiguous() ? "" : " with gaps") + ", expected a contiguous vector");
+    p.has_bias = true;
     p.bias = bias->const_data_ptr();
     p.bias_length = bias->numel();
     p.bias_dtype = dtype_of(bias->scalar_type(), "bias");

@@ -18,11 +18,15 @@ struct SoftmaxEpilogue {
 
   static constexpr int passes(bool resident) { return resident ? 3 : 2; }
 
+  FIXCLF_INLINE typename V::Real inverse_sum() const {
+    return static_cast<typename V::Real>(1 / lse.sum);
+  }
+
   template <class Logits>
   FIXCLF_INLINE void segment(int pass, const Logits& z, Out* out) {
     if (z.room == nullptr) {
       if (pass == 0) return lse.add(z);
-      const F shift = V::set(lse.max), inverse = V::set(1 / lse.sum);
+      const F shift = V::set(lse.max), inverse = V::set(inverse_sum());
       z.for_logits(0, [&](int64_t i, F value, auto lanes) {
         lanes.store(out + i, exp<V>(value - shift) * inverse);
       });
@@ -30,15 +34,15 @@ struct SoftmaxEpilogue {
       lse.max = lse.max_of(z, lse.max);
     } else if (pass == 1) {
       const F shift = V::set(lse.max);
-      F terms = {};
+      LongSum<V> terms;
       z.for_logits(lse.kLowest, [&](int64_t i, F value, auto) {
         const F e = exp<V>(value - shift);
         V::store(z.room + i, e);
-        terms += e;
+        terms.add(e);
       });
-      lse.sum += V::reduce_add(terms);
+      lse.sum += terms.value();
     } else {
-      const F inverse = V::set(1 / lse.sum);
+      const F inverse = V::set(inverse_sum());
       for_lanes<V>(z.count, [&](int64_t i, auto lanes) {
         lanes.store(out + i, V::load(z.room + i) * inverse);
       });

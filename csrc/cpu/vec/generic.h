@@ -26,6 +26,7 @@ struct Types;
     typedef IntT Int;                                                    \
     typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
     typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
+    typedef double D __attribute__((vector_size(8 * width)));          \
     typedef uint32_t U __attribute__((vector_size(4 * width)));          \
     typedef uint16_t H __attribute__((vector_size(2 * width)));          \
   };
@@ -45,6 +46,7 @@ struct Generic {
   using Int = typename T::Int;
   using F = typename T::F;  // of Real
   using I = typename T::I;  // of integers as wide
+  using D = typename T::D;  // of double, for sums of sums
   using U = typename T::U;  // of uint32_t, and
   using H = typename T::H;  // of uint16_t, for the 16-bit dtypes
 
@@ -89,6 +91,14 @@ struct Generic {
   }
 
   static FIXCLF_INLINE Real reduce_add(F v) { return reduce_add_impl<0>(v)[0]; }
+  static FIXCLF_INLINE D to_double(F v) { return __builtin_convertvector(v, D); }
+  static FIXCLF_INLINE double reduce_add_double(D v) {
+    double lanes[kWidth];
+    memcpy(lanes, &v, sizeof v);
+    for (int n = kWidth / 2; n > 0; n /= 2)
+      for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+    return lanes[0];
+  }
   static FIXCLF_INLINE Real reduce_max(F v) { return reduce_max_impl<0>(v)[0]; }
 
   // Flips the sign of every lane whose bit is set.
@@ -212,6 +222,31 @@ struct FirstLanes {
     for (int64_t i = n; i < V::kWidth; ++i) lanes[i] = other;
     return V::load(lanes);
   }
+};
+
+// A long sum: kShort vectors at a time in the accumulation dtype, then in double. Without the second
+// level the rounding errors of many like terms add up, all with the same sign.
+template <class V>
+struct LongSum {
+  static constexpr int kShort = 8;
+
+  FIXCLF_INLINE void add(typename V::F v) {
+    part += v;
+    if (++terms == kShort) flush();
+  }
+  FIXCLF_INLINE void flush() {
+    total += V::to_double(part);
+    part = typename V::F{};
+    terms = 0;
+  }
+  FIXCLF_INLINE double value() {
+    flush();
+    return V::reduce_add_double(total);
+  }
+
+  typename V::F part = {};
+  typename V::D total = {};
+  int terms = 0;
 };
 
 // body(i, lanes) for i = 0, W, 2W, ... up to count.

@@ -54,8 +54,9 @@ def logits(
 
 def logsumexp(z: F64) -> F64:
     """log Σ_i exp(z_i) along the last dimension, kept as a dimension of 1."""
-    top = z.max(axis=-1, keepdims=True)
-    return top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
+    top: F64 = z.max(axis=-1, keepdims=True)
+    total: F64 = np.exp(z - top).sum(axis=-1, keepdims=True)
+    return np.asarray(top + np.log(total))
 
 
 def apply_epilogue(z: F64, epilogue: Epilogue) -> F64:

@@ -284,7 +284,7 @@ def test_loading_checks_the_identity() -> None:
     digest = head.codebook.digest
     with pytest.raises(ValueError, match=f"digest .* {digest}, got 0123"):
         head.load_state_dict(changed_identity(head, digest="0123"))
-    with pytest.raises(ValueError, match=r"version .* here, 1, got 99"):
+    with pytest.raises(ValueError, match=r"version .* here, .*, got 99"):
         head.load_state_dict(changed_identity(head, version=99))
     with pytest.raises(ValueError, match=r"kind must be one of .* got 'fourier'"):
         head.load_state_dict(changed_identity(head, kind="fourier"))

@@ -108,7 +108,8 @@ Status validate(const HeadProblem& p) {
   }
   if (p.out.dtype != p.x.dtype && p.out.dtype != expected)
     return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(expected),
-                 p.x.dtype == expected ? "" : " or ", p.x.dtype == expected ? "" : name_of(p.x.dtype));
+                 p.x.dtype == expected ? "" : " or ",
+                 p.x.dtype == expected ? "" : name_of(p.x.dtype));
   if (p.out.columns != classes)
     return error("the output has ", p.out.columns, " columns, expected ", classes);
   return validate_rows("the output", p.out.rows, "x", p.x.rows);

@@ -136,7 +136,8 @@ void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, con
   const int64_t stride = (base_order + 7) / 8;
   const int64_t columns = base_order - first < kMixTile ? base_order - first : kMixTile;
   F table[kMixTile / 4][16];
-  for (int64_t group = 0; group < round_up(columns, 8) / 4; ++group) {
+  const int64_t groups = (columns + 3) / 4;
+  for (int64_t group = 0; group < groups; ++group) {
     F t[4];
     for (int64_t c = 0; c < 4; ++c) {
       const int64_t j = first + 4 * group + c;
@@ -150,14 +151,13 @@ void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, con
   const uint8_t* bits = base + first / 8;
   for (int64_t i = 0; i < rows; ++i, bits += stride) {
     typename V::Real* at = y + (i << k) + m;
-    F low = first == 0 ? F{} : lanes.load(at);
-    F high = {};
-    for (int64_t c = 0; c < columns; c += 8) {
-      const uint8_t eight = bits[c / 8];
-      low += table[c / 4][eight % 16];
-      high += table[c / 4 + 1][eight / 16];
+    F sum = first == 0 ? F{} : lanes.load(at);
+    for (int64_t group = 0; group + 1 < groups; group += 2) {
+      const uint8_t eight = bits[group / 2];
+      sum += table[group][eight % 16] + table[group + 1][eight / 16];
     }
-    lanes.store(at, low + high);
+    if (groups % 2 == 1) sum += table[groups - 1][bits[groups / 2] % 16];
+    lanes.store(at, sum);
   }
 }
 
@@ -191,8 +191,7 @@ void block_rows(const Codebook& cb, int64_t block, int64_t rows, const typename 
   const int64_t length = int64_t{1} << k;
   const int64_t base_rows = (rows + length - 1) / length;
   mix<V>(cb.base, cb.base_order, k, base_rows, signs, a, y);
-  if (k == 0) return;
-  for (int64_t i = 0; i < base_rows; ++i) transform<V, false>(y + i * length, y + i * length, k, 1);
+  transforms<V, false>(y, y, k, base_rows, 1);
 }
 
 // Calls body(first_class, sign, first_row, count) for the classes of one block that lie in the

@@ -154,8 +154,8 @@ Status transform(const TransformProblem& p, const Parallel& parallel) {
 
 Status head(const HeadProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::head, &KernelTable::head_scratch, p.x,
-             operations_per_row(p.codebook), parallel);
+  return run(p, &KernelTable::head, &KernelTable::head_scratch, p.x, operations_per_row(p.codebook),
+             parallel);
 }
 
 Status adjoint(const AdjointProblem& p, const Parallel& parallel) {

@@ -114,24 +114,28 @@ void transform(const typename V::Real* x, typename V::Real* y, int k, typename V
   });
 }
 
+// `count` transforms, one after the other in memory; those that fit in registers in a single loop.
+template <class V, bool kScale>
+void transforms(const typename V::Real* x, typename V::Real* y, int k, int64_t count,
+                typename V::Real scale) {
+  const int stages = k - V::kLog2Width;
+  if (stages >= 0 && stages <= V::kCodelet) {
+    return with_constant<V::kCodelet>(
+        stages, [&](auto r) { codelets<V, r, kScale>(x, y, count, V::set(scale)); });
+  }
+  for (int64_t i = 0; i < count; ++i) transform<V, kScale>(x + (i << k), y + (i << k), k, scale);
+}
+
 // Rows of any dtype; the 16-bit ones pass through `scratch`, n floats.
 template <class V, class T>
 void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void* scratch) {
   using Real = typename V::Real;
   const int k = __builtin_ctzll(p.x.columns);
   const Real scale = static_cast<Real>(p.scale);
-  if constexpr (std::is_same_v<T, Real>) {
-    // Rows that fit in registers and lie next to each other: one loop over all of them.
-    const int stages = k - V::kLog2Width;
-    if (stages >= 0 && stages <= V::kCodelet && p.x.stride == p.x.columns &&
-        p.y.stride == p.x.columns) {
-      with_constant<V::kCodelet>(stages, [&](auto r) {
-        codelets<V, r, true>(static_cast<const T*>(p.x.data) + begin * p.x.stride,
-                             static_cast<T*>(p.y.data) + begin * p.y.stride, end - begin,
-                             V::set(scale));
-      });
-      return;
-    }
+  if (std::is_same_v<T, Real> && p.x.stride == p.x.columns && p.y.stride == p.x.columns) {
+    return transforms<V, true>(static_cast<const Real*>(p.x.data) + begin * p.x.stride,
+                               static_cast<Real*>(p.y.data) + begin * p.y.stride, k, end - begin,
+                               scale);
   }
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;

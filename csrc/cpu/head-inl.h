@@ -87,8 +87,9 @@ struct RowLoader {
     const double size = __builtin_fabs(scale);
     if (p.alpha != 0 && !(size >= 0x1p-60 && size <= 0x1p60)) {
       const int exponent = __builtin_ilogb(divisor) - __builtin_ilogb(factor);
-      const double better =
-          __builtin_ldexp(1, exponent < -120 ? 120 : exponent > 120 ? -120 : -exponent);
+      const double better = __builtin_ldexp(1, exponent < -120  ? 120
+                                               : exponent > 120 ? -120
+                                                                : -exponent);
       read<true>(x, static_cast<Real>(better), a, y);
       scale = p.alpha / (divisor * (better / factor));
     }
@@ -152,16 +153,17 @@ void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) 
           // before the other one overwrites y.
           Segment<V, kBias> segments[2];
           int parts = 0;
-          for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
-            Segment<V, kBias>& segment = segments[parts];
-            segment.y = y + row0;
-            segment.scale = static_cast<Real>(sign * stretch * scales[t]);
-            segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
-            segment.first_class = first_class;
-            segment.count = classes;
-            segment.room = !resident ? nullptr : parts == 0 ? segment.y : a;
-            ++parts;
-          });
+          for_segments(
+              cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
+                Segment<V, kBias>& segment = segments[parts];
+                segment.y = y + row0;
+                segment.scale = static_cast<Real>(sign * stretch * scales[t]);
+                segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
+                segment.first_class = first_class;
+                segment.count = classes;
+                segment.room = !resident ? nullptr : parts == 0 ? segment.y : a;
+                ++parts;
+              });
           while (parts-- > 0)
             epilogues[t].segment(pass, segments[parts], out + segments[parts].first_class);
         }
@@ -173,11 +175,10 @@ void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) 
 template <class V, class T, class Out>
 void head_for(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
   switch (p.epilogue) {
-#define FIXCLF_EPILOGUE(enumerator, value, name)                                          \
-  case Epilogue::k##enumerator:                                                           \
-    return p.has_bias                                                              \
-               ? head_rows<V, T, Out, enumerator##Epilogue, true>(p, begin, end, scratch) \
-               : head_rows<V, T, Out, enumerator##Epilogue, false>(p, begin, end, scratch);
+#define FIXCLF_EPILOGUE(enumerator, value, name)                                                 \
+  case Epilogue::k##enumerator:                                                                  \
+    return p.has_bias ? head_rows<V, T, Out, enumerator##Epilogue, true>(p, begin, end, scratch) \
+                      : head_rows<V, T, Out, enumerator##Epilogue, false>(p, begin, end, scratch);
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
   }
@@ -202,7 +203,6 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
   using Real = typename V::Real;
   const Codebook& cb = p.codebook;
   const int k = static_cast<int>(cb.log2);
-  const int64_t length = int64_t{1} << k;
   const int64_t n = cb.order();
   Real* a = static_cast<Real*>(scratch);
   Real* y = a + padded_row<V>(n);
@@ -238,7 +238,7 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
         transform<V, false>(y, y, log2_ceil(rows), 1);
         unfold<V>(y, width, n, a);
       } else {
-        for (int64_t i = 0; i < n; i += length) transform<V, false>(y + i, y + i, k, 1);
+        transforms<V, false>(y, y, k, cb.base_order, 1);
         mix<V>(transposed, cb.base_order, k, cb.base_order, nullptr, y, a);
       }
       const uint8_t* signs = cb.signs == nullptr ? nullptr : cb.signs + block * cb.sign_stride();

@@ -86,8 +86,13 @@ void adjoint_problem(const AdjointProblem& p, int64_t begin, int64_t end, void* 
 
 extern const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME);
 const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME) = {
-    FIXCLF_STRING(FIXCLF_ISA_NAME), transform_scratch, head_scratch_bytes, adjoint_scratch,
-    transform_problem, head_problem, adjoint_problem,
+    FIXCLF_STRING(FIXCLF_ISA_NAME),
+    transform_scratch,
+    head_scratch_bytes,
+    adjoint_scratch,
+    transform_problem,
+    head_problem,
+    adjoint_problem,
 };
 
 }  // namespace fixclf

@@ -56,9 +56,8 @@ struct LogSumExp {
     if (higher == kLowest) return;
     LongSum<V> terms;
     const auto shift = V::set(higher);
-    z.for_logits(kLowest, [&](int64_t, typename V::F value, auto) {
-      terms.add(exp<V>(value - shift));
-    });
+    z.for_logits(kLowest,
+                 [&](int64_t, typename V::F value, auto) { terms.add(exp<V>(value - shift)); });
     sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) + terms.value();
     max = higher;
   }

@@ -116,7 +116,7 @@ void run(void* /*state*/, int64_t count, int64_t grain, Parallel::Body body, voi
 
 void set_num_threads(int threads) {
   const std::lock_guard lock(turn());
-  wanted = std::max(threads, 0);
+  wanted = std::clamp(threads, 0, kMaxThreads);
 }
 
 int num_threads() {

@@ -5,7 +5,10 @@
 
 namespace fixclf::cpu {
 
-// Threads that a call may use, the calling one included; 0 stands for the number of cores.
+constexpr int kMaxThreads = 256;
+
+// Threads that a call may use, the calling one included; 0 stands for the number of cores,
+// and more than kMaxThreads for that many.
 void set_num_threads(int threads);
 int num_threads();
 

@@ -157,9 +157,7 @@ struct Case {
 
   int64_t shard() const { return cb.class_end - cb.class_begin; }
 
-  Status validate() const {
-    return fixclf::validate(cb, base_shape(), signs_shape());
-  }
+  Status validate() const { return fixclf::validate(cb, base_shape(), signs_shape()); }
 
   double entry(int64_t cls, int64_t feature) const {
     const int64_t row = cls + cb.row_offset, n = cb.order();
@@ -251,7 +249,8 @@ struct Runner {
     if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::transform(p, {});
     const Status status = validate(p);
     if (status.ok())
-      with_scratch(table->transform_scratch(p), [&](void* s) { table->transform(p, 0, p.x.rows, s); });
+      with_scratch(table->transform_scratch(p),
+                   [&](void* s) { table->transform(p, 0, p.x.rows, s); });
     return status;
   }
 

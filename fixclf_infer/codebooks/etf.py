@@ -1,7 +1,7 @@
 """Simplex equiangular tight frames (ETF): C vectors with every cosine −1/(C − 1).
 
 Construction.
-* C ≤ n = N: the first C rows of H_n (row 0 too: it loses the mean), centred. The kernels transform
+* C ≤ n = N: the first C rows of H_n (from row 0, since C may be n), centred. The kernels transform
   and subtract the mean over the classes: z_i = √(C/(C−1)) (y_i − mean(y)). The rows are
   √(C/(C−1)) (w_i − mean(w)), of norm √N.
 * C = N + 1, the order of a Hadamard matrix: the rows of H_C without its constant column, ±1 and

@@ -176,9 +176,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("supported_isas", &fixclf::cpu::supported_isas);
   m.def("num_threads", &fixclf::cpu::num_threads);
   m.def("set_num_threads", [](int threads) {
-    if (threads < 0)
+    if (threads < 0 || threads > fixclf::cpu::kMaxThreads)
       throw py::value_error("threads is " + std::to_string(threads) +
-                            ", expected 0 (all cores) or more");
+                            ", expected 0 (all cores) to " +
+                            std::to_string(fixclf::cpu::kMaxThreads));
     fixclf::cpu::set_num_threads(threads);
   });
   py::dict epilogues;

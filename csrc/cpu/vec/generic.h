@@ -26,7 +26,7 @@ struct Types;
     typedef IntT Int;                                                    \
     typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
     typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
-    typedef double D __attribute__((vector_size(8 * width)));          \
+    typedef double D __attribute__((vector_size(8 * width)));            \
     typedef uint32_t U __attribute__((vector_size(4 * width)));          \
     typedef uint16_t H __attribute__((vector_size(2 * width)));          \
   };
@@ -224,11 +224,11 @@ struct FirstLanes {
   }
 };
 
-// A long sum: kShort vectors at a time in the accumulation dtype, then in double. Without the second
-// level the rounding errors of many like terms add up, all with the same sign.
+// A long sum: kShort vectors at a time in the accumulation dtype, then in double. Without the
+// second level the rounding errors of many like terms add up, all with the same sign.
 template <class V>
 struct LongSum {
-  static constexpr int kShort = 8;
+  static constexpr int kShort = 16;
 
   FIXCLF_INLINE void add(typename V::F v) {
     part += v;

@@ -23,13 +23,20 @@ void check(const Status& status) {
   if (!status.ok()) throw py::value_error(status.message());
 }
 
-// NumPy itself has no bfloat16; ml_dtypes registers one of that name.
 DType dtype_of(const py::array& array, const char* name) {
+  if (array.dtype().byteorder() == '=') {
+    switch (array.dtype().num()) {  // NumPy's type numbers, fixed by its ABI
+      case 11:
+        return DType::kFloat32;
+      case 12:
+        return DType::kFloat64;
+      case 23:
+        return DType::kFloat16;
+    }
+  }
+  // NumPy itself has no bfloat16; ml_dtypes registers one of that name.
   const std::string dtype = py::str(array.dtype());
-  if (dtype == "float32") return DType::kFloat32;
   if (dtype == "bfloat16") return DType::kBFloat16;
-  if (dtype == "float16") return DType::kFloat16;
-  if (dtype == "float64") return DType::kFloat64;
   throw py::type_error(std::string(name) + " is " + dtype +
                        ", expected float32, bfloat16, float16 or float64");
 }

@@ -4,8 +4,8 @@
     head(x, α, bias, <codebook>, normalize, epilogue, dtype)
     project_adjoint(g, <codebook>)                  u = Wᵀ g
 
-<codebook> stands for base, signs and geometry, as `codebook_arguments` makes them. The derivatives use the
-same transforms: no dense matrix appears, and every formula below is itself differentiable.
+<codebook> stands for base, signs and geometry, as `codebook_arguments` makes them. The derivatives
+use the same transforms: no dense matrix appears, and every formula below is itself differentiable.
 """
 
 from __future__ import annotations

@@ -418,7 +418,7 @@ def test_transform_scale() -> None:
         hadamard_transform(torch.ones(8), "1")
 
 
-def test_number_of_threads() -> None:
+def test_number_of_threads_beyond_an_int() -> None:
     with pytest.raises(TypeError, match="set_num_threads"):
         _native.set_num_threads(2**40)
 

@@ -110,16 +110,48 @@ FIXCLF_INLINE typename V::F flipped(const typename V::Real* a, const uint8_t* si
   return signs == nullptr ? v : V::flip(v, sign_bits<V>(signs, j, limit));
 }
 
+// The 32 elements from a[j] on, with the signs of D_j, added to sum.
+template <class V>
+struct Flipped32 {
+  static constexpr int kVectors = 32 / V::kWidth;
+  typename V::F sum[kVectors] = {};
+
+  FIXCLF_INLINE void add(const typename V::Real* a, const uint8_t* signs) {
+    uint32_t bits = 0;
+    if (signs != nullptr) memcpy(&bits, signs, sizeof bits);
+    add_vectors(a, bits, std::make_integer_sequence<int, kVectors>());
+  }
+
+ private:
+  template <int... u>
+  FIXCLF_INLINE void add_vectors(const typename V::Real* a, uint32_t bits,
+                                 std::integer_sequence<int, u...>) {
+    ((sum[u] += V::template flip<u * V::kWidth>(V::load(a + u * V::kWidth), bits)), ...);
+  }
+};
+
 // y[j] = sum_c d[c width + j] a[c width + j] for j < width; a is padded, n = 2^k elements of it
 // count.
 template <class V>
 void fold_flipped(const typename V::Real* a, const uint8_t* signs, int64_t n, int64_t width,
                   typename V::Real* y) {
-  const int64_t step = width < V::kWidth ? V::kWidth : width;
-  for (int64_t j = 0; j < step; j += V::kWidth) {
-    auto sum = flipped<V>(a, signs, j, n);
-    for (int64_t c = j + step; c < n; c += step) sum += flipped<V>(a, signs, c, n);
-    V::store(y + j, sum);
+  int64_t step = width;
+  if (n >= 32) {
+    if (step < 32) step = 32;
+    if (step * kFoldDepth < n) step = n / kFoldDepth;
+    for (int64_t j = 0; j < step; j += 32) {
+      Flipped32<V> part;
+      for (int64_t c = j; c < n; c += step)
+        part.add(a + c, signs == nullptr ? nullptr : signs + c / 8);
+      for (int u = 0; u < part.kVectors; ++u) V::store(y + j + u * V::kWidth, part.sum[u]);
+    }
+  } else {
+    if (step < V::kWidth) step = V::kWidth;
+    for (int64_t j = 0; j < step; j += V::kWidth) {
+      auto sum = flipped<V>(a, signs, j, n);
+      for (int64_t c = j + step; c < n; c += step) sum += flipped<V>(a, signs, c, n);
+      V::store(y + j, sum);
+    }
   }
   fold_in_place<V>(y, step, width);
 }

@@ -13,7 +13,6 @@ from .. import ops
 from ..codebooks import Codebook, codebook, from_identity
 from ..epilogue import Epilogue
 
-
 # Plain integers: an operator call converts an enumeration member in 1.7 us.
 _LOGITS, _SOFTMAX, _LOG_SOFTMAX = map(
     int, (Epilogue.LOGITS, Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX)

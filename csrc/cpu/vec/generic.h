@@ -101,9 +101,10 @@ struct Generic {
   }
   static FIXCLF_INLINE Real reduce_max(F v) { return reduce_max_impl<0>(v)[0]; }
 
-  // Flips the sign of every lane whose bit is set.
+  // Flips the sign of every lane whose bit is set: lane 0 has bit `first`, lane 1 the next.
+  template <int first = 0>
   static FIXCLF_INLINE F flip(F v, uint32_t bits) {
-    const I lane_bit = lane_bits(std::make_integer_sequence<int, kWidth>());
+    const I lane_bit = lane_bits<first>(std::make_integer_sequence<int, kWidth>());
     const I minus = ((I{} + static_cast<Int>(bits)) & lane_bit) == lane_bit;
     return reinterpret_cast<F>(reinterpret_cast<I>(v) ^ (minus & sign_bits()));
   }
@@ -169,9 +170,9 @@ struct Generic {
   static FIXCLF_INLINE F lane_signs_impl(std::integer_sequence<int, lane...>) {
     return F{static_cast<Real>(lane >> bit & 1 ? -1 : 1)...};
   }
-  template <int... lane>
+  template <int first, int... lane>
   static FIXCLF_INLINE I lane_bits(std::integer_sequence<int, lane...>) {
-    return I{static_cast<Int>(1 << lane)...};
+    return I{static_cast<Int>(1u << (first + lane))...};
   }
   template <int bit>
   static FIXCLF_INLINE F reduce_add_impl(F v) {

@@ -254,6 +254,7 @@ struct LongSum {
 template <class V, class Body>
 FIXCLF_INLINE void for_lanes(int64_t count, Body body) {
   int64_t i = 0;
+#pragma GCC unroll 2
   for (; i + V::kWidth <= count; i += V::kWidth) body(i, AllLanes<V>());
   if (i < count) body(i, FirstLanes<V>{count - i});
 }

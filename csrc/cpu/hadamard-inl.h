@@ -91,10 +91,8 @@ void transform(const typename V::Real* x, typename V::Real* y, int k, typename V
   }
   if (k > kBlockLog2) {
     constexpr int kTop = 3;  // more streams than 8 would collide in an 8-way cache
-    const int radix = k - kBlockLog2 < kTop ? k - kBlockLog2 : kTop;
-    with_constant<kTop>(radix, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
-    for (int64_t i = 0; i < n; i += n >> radix)
-      transform<V, kScale>(y + i, y + i, k - radix, scale);
+    radix_pass<V, kTop>(x, y, n >> kTop);
+    for (int64_t i = 0; i < n; i += n >> kTop) transform<V, kScale>(y + i, y + i, k - kTop, scale);
     return;
   }
   int64_t length = n;

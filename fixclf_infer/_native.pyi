@@ -6,27 +6,55 @@ from numpy.typing import NDArray
 EPILOGUES: dict[str, int]
 
 def hadamard_transform(x: NDArray[Any], scale: float = 1.0) -> NDArray[Any]: ...
-def head(
-    x: NDArray[Any],
-    alpha: float,
-    bias: NDArray[Any] | None,
-    *,
-    in_features: int,
-    base: NDArray[np.uint8] | None,
-    signs: NDArray[np.uint8] | None,
-    base_order: int,
-    log2: int,
-    negate: bool,
-    center: bool,
-    row_offset: int,
-    column_offset: int,
-    num_classes: int,
-    class_begin: int,
-    class_end: int,
-    normalize: bool,
-    epilogue: int,
-    dtype: Any = None,
-) -> NDArray[Any]: ...
+
+class Head:
+    """Features x [..., N] are float32, bfloat16, float16, float64, int8 or packed signs (uint8
+    [..., ceil(N/8)]); masks are packed bits; results that are no map are float32 (float64)."""
+
+    def __init__(
+        self,
+        alpha: float,
+        bias: NDArray[Any] | None,
+        *,
+        in_features: int,
+        base: NDArray[np.uint8] | None,
+        signs: NDArray[np.uint8] | None,
+        base_order: int,
+        log2: int,
+        negate: bool,
+        center: bool,
+        row_offset: int,
+        column_offset: int,
+        num_classes: int,
+        class_begin: int,
+        class_end: int,
+        normalize: bool,
+    ) -> None: ...
+    def map(self, x: NDArray[Any], epilogue: int, dtype: Any = None) -> NDArray[Any]: ...
+    def topk(
+        self,
+        x: NDArray[Any],
+        k: int,
+        log_probabilities: bool = False,
+        mask: NDArray[np.uint8] | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]: ...
+    def argmax(
+        self, x: NDArray[Any], mask: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.int64]: ...
+    def sample(
+        self, x: NDArray[Any], seeds: NDArray[np.int64], mask: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.int64]: ...
+    def logprob(
+        self, x: NDArray[Any], ids: NDArray[np.int64], mask: NDArray[np.uint8] | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+    def nll(
+        self,
+        x: NDArray[Any],
+        target: NDArray[np.int64],
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
 def compiled_isas() -> list[str]: ...

@@ -6,7 +6,8 @@ from enum import IntEnum
 
 
 class Epilogue(IntEnum):
-    """Output of the head for logits z; the numbers are those of csrc/core/epilogue.def."""
+    """One value a class, from logits z; the numbers are those of csrc/core/epilogue.def, whose
+    reductions (top-k and so on) have operators of their own."""
 
     LOGITS = 0  # z
     SOFTMAX = 1  # exp(z_i) / Σ_j exp(z_j)

@@ -1,11 +1,17 @@
 """`torch.ops.fixclf.*`: loads the operators, gives them fake kernels and autograd.
 
     hadamard_transform(x, scale)                    y = scale · H x
-    head(x, α, bias, <codebook>, normalize, epilogue, dtype)
+    head(<head>, epilogue, dtype)                   [..., C]: logits, softmax, …
+    head_topk(<head>, k, log_probabilities, mask)   values, indices, logsumexp
+    head_argmax(<head>, mask)                       indices
+    head_sample(<head>, seeds, mask)                indices drawn from the softmax
+    head_logprob(<head>, ids, mask)                 log-probabilities, logits, logsumexp
+    head_nll(<head>, target, …)                     losses, logsumexp
     project_adjoint(g, <codebook>)                  u = Wᵀ g
 
-<codebook> stands for base, signs and geometry, as `codebook_arguments` makes them. The derivatives
-use the same transforms: no dense matrix appears, and every formula below is itself differentiable.
+<head> stands for x, α, bias, <codebook>, normalize; <codebook> for base, signs and geometry, as
+`codebook_arguments` makes them. All but the first keep no [..., C] array, neither forward nor
+backward. The derivatives use the same transforms: no dense matrix appears.
 """
 
 from __future__ import annotations
@@ -31,9 +37,18 @@ __all__ = [
     "codebook_arguments",
     "hadamard_transform",
     "head",
+    "head_argmax",
+    "head_logprob",
+    "head_nll",
+    "head_sample",
+    "head_topk",
+    "pack_mask",
+    "pack_signs",
+    "unpack_signs",
 ]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FEATURE_DTYPES = (*_DTYPES, torch.int8, torch.uint8)
 
 
 class Geometry(NamedTuple):
@@ -113,12 +128,14 @@ def head(
     then the epilogue. Accumulates in float32 (float64 for float64 features).
 
     Args:
-        x: float32, bfloat16, float16 or float64.
+        x: float32, bfloat16, float16 or float64; int8, whose sums are exact, so that the result does
+            not depend on a quantisation scale (N ≤ 65536); or uint8 [..., ⌈N/8⌉], ±1 features from
+            `pack_signs`.
         alpha: one finite element, float32 (float64 for float64 features).
         bias: [class_end − class_begin] of alpha's dtype, or None.
         codebook: from `codebook_arguments`.
         epilogue: what to derive from the logits.
-        dtype: of the result: x's (the default) or float32.
+        dtype: of the result: x's (the default) or float32; float32 for integers.
 
     Raises:
         ValueError: one sentence that names the argument, what it was and what was expected.
@@ -127,6 +144,142 @@ def head(
         x, alpha, bias, *codebook, normalize, int(epilogue), dtype
     )
     return result
+
+
+def head_topk(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    k: int,
+    *,
+    log_probabilities: bool = False,
+    mask: Tensor | None = None,
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest logits: values [..., k], indices [..., k] (int64), logsumexp [...].
+
+    Sorted, descending; equal values by class, lowest first. Indices count from class_begin. Needs
+    neither a weight matrix nor a logits tensor: memory does not grow with C. See `head` for the
+    other arguments.
+
+    Args:
+        k: 1 to min(C, 1024).
+        log_probabilities: values are z − logsumexp(z).
+        mask: from `pack_mask`, [⌈C/8⌉] or [..., ⌈C/8⌉]: forbidden classes have the logit −∞.
+
+    Raises:
+        ValueError: one sentence that names the argument, what it was and what was expected.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fixclf.head_topk.default(
+        x, alpha, bias, *codebook, normalize, k, log_probabilities, mask
+    )
+    return result
+
+
+def head_argmax(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    *,
+    mask: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """The class of the largest logit [...] (int64), the lowest on ties; no exponential."""
+    result: Tensor = torch.ops.fixclf.head_argmax.default(
+        x, alpha, bias, *codebook, normalize, mask
+    )
+    return result
+
+
+def head_sample(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    seeds: Tensor,
+    *,
+    mask: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """One class [...] (int64) drawn from the softmax of each row, by Gumbel-max in one pass.
+
+    seeds: int64 [...], one a row. A row's sample depends on its features and its seed alone.
+    """
+    result: Tensor = torch.ops.fixclf.head_sample.default(
+        x, alpha, bias, *codebook, normalize, seeds, mask
+    )
+    return result
+
+
+def head_logprob(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At the classes ids, int64 [...] or [..., M]: log-probabilities and logits of the shape of ids,
+    and logsumexp [...]. ValueError names the first id outside [0, C)."""
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fixclf.head_logprob.default(
+        x, alpha, bias, *codebook, normalize, ids, mask
+    )
+    return result
+
+
+def head_nll(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Losses [...] and logsumexp [...] (0 for both where the target is ignore_index):
+
+    loss = logsumexp(z) − (1 − ε) z_target − ε mean(z), ε = label_smoothing, as
+    `torch.nn.functional.cross_entropy` has it. The losses have derivatives with respect to x, alpha
+    and bias (once); the backward pass computes the logits again.
+    """
+    result: tuple[Tensor, Tensor] = torch.ops.fixclf.head_nll.default(
+        x, alpha, bias, *codebook, normalize, target, ignore_index, label_smoothing
+    )
+    return result
+
+
+def _pack(bits: Tensor) -> Tensor:
+    bits = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits.unflatten(-1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
+
+
+def pack_mask(allowed: Tensor) -> Tensor:
+    """A bool mask [..., C] (True: the class takes part) as bits: uint8 [..., ⌈C/8⌉]."""
+    if allowed.dtype != torch.bool or allowed.dim() == 0:
+        raise ValueError(
+            f"allowed is {allowed.dtype} of {allowed.dim()} dimension(s), "
+            "expected torch.bool [..., classes]"
+        )
+    return _pack(allowed)
+
+
+def pack_signs(x: Tensor) -> Tensor:
+    """The signs of features [..., N] as bits, set where x < 0: uint8 [..., ⌈N/8⌉]."""
+    return _pack(x < 0)
+
+
+def unpack_signs(packed: Tensor, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """±1 features [..., N] of packed signs."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(-1) >> places & 1).flatten(-2)[..., :in_features]
+    return 1 - 2 * bits.to(dtype)
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -150,6 +303,24 @@ def _(x: Tensor, scale: float = 1.0) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _check_head(x: Tensor, geometry: list[int], **others: Tensor | None) -> int:
+    """Checks what every head shares; returns the number of classes."""
+    torch._check(
+        x.dtype in _FEATURE_DTYPES, lambda: f"x is {x.dtype}, expected one of {_FEATURE_DTYPES}"
+    )
+    _check_devices("x", x, **others)
+    book = Geometry(*geometry)
+    packed = x.dtype == torch.uint8
+    torch._check(
+        x.shape[-1] == ((book.in_features + 7) // 8 if packed else book.in_features),
+        lambda: (
+            f"x has {x.shape[-1]} {'bytes' if packed else 'features'}, but the codebook has "
+            f"{book.in_features} features"
+        ),
+    )
+    return book.class_end - book.class_begin
+
+
 @torch.library.register_fake("fixclf::head")
 def _(
     x: Tensor,
@@ -162,14 +333,126 @@ def _(
     epilogue: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    torch._check(x.dtype in _DTYPES, lambda: f"x is {x.dtype}, expected one of {_DTYPES}")
-    _check_devices("x", x, alpha=alpha, bias=bias, base=base, signs=signs)
-    book = Geometry(*geometry)
+    classes = _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs)
+    default = x.dtype if x.is_floating_point() else torch.float32
+    return x.new_empty((*x.shape[:-1], classes), dtype=dtype or default)
+
+
+@torch.library.register_fake("fixclf::head_topk")
+def _(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    k: int,
+    log_probabilities: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    classes = _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs, mask=mask)
     torch._check(
-        x.shape[-1] == book.in_features,
-        lambda: f"x has {x.shape[-1]} features, but the codebook has {book.in_features}",
+        1 <= k <= min(classes, 1024), lambda: f"k is {k}, expected 1 to {min(classes, 1024)}"
     )
-    return x.new_empty((*x.shape[:-1], book.class_end - book.class_begin), dtype=dtype or x.dtype)
+    rows, exact = x.shape[:-1], _accumulation(x.dtype)
+    return (
+        x.new_empty((*rows, k), dtype=exact),
+        x.new_empty((*rows, k), dtype=torch.int64),
+        x.new_empty(rows, dtype=exact),
+    )
+
+
+@torch.library.register_fake("fixclf::head_argmax")
+def _(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
+    _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs, mask=mask)
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+@torch.library.register_fake("fixclf::head_sample")
+def _(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    seeds: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    others = {"alpha": alpha, "bias": bias, "base": base, "signs": signs, "mask": mask}
+    _check_head(x, geometry, seeds=seeds, **others)
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+@torch.library.register_fake("fixclf::head_logprob")
+def _(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    ids: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    others = {"alpha": alpha, "bias": bias, "base": base, "signs": signs, "mask": mask}
+    _check_head(x, geometry, ids=ids, **others)
+    exact = _accumulation(x.dtype)
+    values = x.new_empty(ids.shape, dtype=exact)
+    return values, torch.empty_like(values), x.new_empty(x.shape[:-1], dtype=exact)
+
+
+@torch.library.register_fake("fixclf::head_nll")
+def _(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    target: Tensor,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs, target=target)
+    losses = x.new_empty(x.shape[:-1], dtype=_accumulation(x.dtype))
+    return losses, torch.empty_like(losses)
+
+
+@torch.library.register_fake("fixclf::head_nll_backward")
+def _(
+    grad: Tensor,
+    logsumexp: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    classes = _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs)
+    exact = _accumulation(x.dtype)
+    return (
+        x.new_empty(x.shape, dtype=exact),
+        x.new_empty((0 if bias is None else classes,), dtype=exact),
+    )
 
 
 @torch.library.register_fake("fixclf::project_adjoint")
@@ -216,39 +499,83 @@ def _head_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     )
 
 
+def _input_gradients(
+    x: Tensor, alpha: Tensor, projected: Tensor, in_features: int, normalize: bool, wanted: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx and dα (where wanted[0], wanted[1]) from u = s Wᵀ dz with s = 1/√N (or 1 without
+    normalisation): dα = Σ ⟨x̂, u⟩, dx̂ = α u and dx = (dx̂ − x̂ ⟨x̂, dx̂⟩) / ‖x‖, or dx̂ / eps where
+    eps replaced the norm."""
+    dx = dalpha = None
+    features = (
+        unpack_signs(x, in_features) if x.dtype == torch.uint8 else x.to(_accumulation(x.dtype))
+    )
+    u = projected / math.sqrt(in_features) if normalize else projected
+    direction = features
+    if normalize:
+        # The norm of the row divided by its largest element neither over- nor underflows; it
+        # is at least 1 unless the row is so small that eps replaces the norm.
+        top = features.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        length = torch.linalg.vector_norm(features / top, dim=-1, keepdim=True).clamp_min(1)
+        large = top * length > 1e-12
+        direction = torch.where(large, features / top / length, features / 1e-12)
+    if wanted[0]:
+        dx = alpha.reshape(()) * u
+        if normalize:
+            radial = direction * (direction * dx).sum(-1, keepdim=True)
+            dx = torch.where(large, (dx - radial) / length / top, dx / 1e-12)
+        dx = dx.to(x.dtype)
+    if wanted[1]:
+        dalpha = (direction * u).sum().reshape(alpha.shape)
+    return dx, dalpha
+
+
 def _head_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """With u = Wᵀ dz and s = 1/√N (or 1 without normalisation): dα = Σ s ⟨x̂, u⟩, db = Σ dz,
-    dx̂ = α s u and dx = (dx̂ − x̂ ⟨x̂, dx̂⟩) / ‖x‖, or dx̂ / eps where eps replaced the norm."""
     x, alpha, base, signs, output = ctx.saved_tensors
-    exact = _accumulation(x.dtype)
     if output is not None:
         grad = _grad_logits(output, grad, ctx.epilogue)
-    dz = grad.to(exact).contiguous()
-    features = x.to(exact)
-    scale = 1 / math.sqrt(x.shape[-1]) if ctx.normalize else 1.0
-
+    dz = grad.to(_accumulation(x.dtype)).contiguous()
     dx = dalpha = dbias = None
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        u = scale * torch.ops.fixclf.project_adjoint.default(dz, base, signs, ctx.geometry)
-        direction = features
-        if ctx.normalize:
-            # The norm of the row divided by its largest element neither over- nor underflows; it
-            # is at least 1 unless the row is so small that eps replaces the norm.
-            top = features.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30)
-            length = torch.linalg.vector_norm(features / top, dim=-1, keepdim=True).clamp_min(1)
-            large = top * length > 1e-12
-            direction = torch.where(large, features / top / length, features / 1e-12)
-        if ctx.needs_input_grad[0]:
-            dx = alpha.reshape(()) * u
-            if ctx.normalize:
-                radial = direction * (direction * dx).sum(-1, keepdim=True)
-                dx = torch.where(large, (dx - radial) / length / top, dx / 1e-12)
-            dx = dx.to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            dalpha = (direction * u).sum().reshape(alpha.shape)
+        projected = torch.ops.fixclf.project_adjoint.default(dz, base, signs, ctx.geometry)
+        dx, dalpha = _input_gradients(
+            x, alpha, projected, ctx.geometry[0], ctx.normalize, ctx.needs_input_grad
+        )
     if ctx.needs_input_grad[2]:
         dbias = dz.reshape(-1, dz.shape[-1]).sum(0)
     return (dx, dalpha, dbias, *[None] * 6)
+
+
+def _nll_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, alpha, bias, base, signs, ctx.geometry, ctx.normalize, target, *ctx.options = inputs
+    ctx.save_for_backward(x, alpha, bias, base, signs, target, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _nll_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, alpha, bias, base, signs, target, logsumexp = ctx.saved_tensors
+    projected, dbias = torch.ops.fixclf.head_nll_backward.default(
+        grad.contiguous(),
+        logsumexp,
+        x,
+        alpha,
+        bias,
+        base,
+        signs,
+        ctx.geometry,
+        ctx.normalize,
+        target,
+        *ctx.options,
+    )
+    dx, dalpha = _input_gradients(
+        x, alpha, projected, ctx.geometry[0], ctx.normalize, ctx.needs_input_grad
+    )
+    return (dx, dalpha, dbias if ctx.needs_input_grad[2] else None, *[None] * 7)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
+    raise NotImplementedError(
+        "head_nll has no second derivative; use head and torch.nn.functional.cross_entropy"
+    )
 
 
 def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -269,6 +596,8 @@ torch.library.register_autograd(
     "fixclf::hadamard_transform", _transform_backward, setup_context=_transform_setup
 )
 torch.library.register_autograd("fixclf::head", _head_backward, setup_context=_head_setup)
+torch.library.register_autograd("fixclf::head_nll", _nll_backward, setup_context=_nll_setup)
+torch.library.register_autograd("fixclf::head_nll_backward", _no_second_derivative)
 torch.library.register_autograd(
     "fixclf::project_adjoint", _adjoint_backward, setup_context=_adjoint_setup
 )

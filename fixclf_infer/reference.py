@@ -59,6 +59,77 @@ def logsumexp(z: F64) -> F64:
     return np.asarray(top + np.log(total))
 
 
+def unpack_signs(packed: ArrayLike, in_features: int) -> F64:
+    """±1 features [..., N] of packed signs [..., ⌈N/8⌉]: little-endian bits, set = −1."""
+    bits = np.unpackbits(
+        np.asarray(packed, np.uint8), axis=-1, count=in_features, bitorder="little"
+    )
+    return 1.0 - 2.0 * bits
+
+
+def masked(z: F64, allowed: ArrayLike | None) -> F64:
+    """−∞ where `allowed`, bool [C] or [..., C], is False."""
+    return z if allowed is None else np.where(np.asarray(allowed, bool), z, -np.inf)
+
+
+def topk(z: F64, k: int) -> tuple[F64, NDArray[np.int64]]:
+    """The k largest of z along the last dimension, sorted, the lowest index first on ties."""
+    order = np.argsort(-z, axis=-1, kind="stable")[..., :k]
+    return np.take_along_axis(z, order, -1), order
+
+
+def nll(z: F64, target: ArrayLike, ignore_index: int = -100, label_smoothing: float = 0.0) -> F64:
+    """logsumexp(z) − (1 − ε) z_target − ε mean(z) along the last dimension; 0 where ignored."""
+    index = np.asarray(target, np.int64)
+    ignored = index == ignore_index
+    picked = np.take_along_axis(z, np.where(ignored, 0, index)[..., None], -1)
+    losses = logsumexp(z) - (1 - label_smoothing) * picked
+    if label_smoothing > 0:
+        losses -= label_smoothing * z.mean(axis=-1, keepdims=True)
+    return np.where(ignored, 0, losses[..., 0])
+
+
+def nll_gradient(
+    z: F64, target: ArrayLike, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> F64:
+    """d nll / d z: softmax(z) − (1 − ε) [i = target] − ε / C; 0 where ignored."""
+    index = np.asarray(target, np.int64)
+    ignored = index == ignore_index
+    hit = np.arange(z.shape[-1]) == index[..., None]
+    dz = np.exp(z - logsumexp(z)) - (1 - label_smoothing) * hit - label_smoothing / z.shape[-1]
+    return np.where(ignored[..., None], 0, dz)
+
+
+def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """triple32 (Wellons 2018)."""
+    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+        x = (x ^ x >> np.uint32(shift)) * np.uint32(factor)
+    return x ^ x >> np.uint32(14)
+
+
+def gumbel(seeds: ArrayLike, num_classes: int) -> F64:
+    """The noise [..., C] that `sample` adds to the logits: −log E_i, E_i = −log(1 − U_i), with U_i a
+    hash of the row's seed and i."""
+    x = np.asarray(seeds, np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    low, high = (
+        (x & np.uint64(0xFFFFFFFF)).astype(np.uint32),
+        (x >> np.uint64(32)).astype(np.uint32),
+    )
+    ids = np.arange(num_classes, dtype=np.uint32)
+    hashed = _mix(_mix(ids ^ low[..., None]) + high[..., None])
+    u = ((hashed >> np.uint32(1)) + 0.5) * 2.0**-31
+    return -np.log(-np.log1p(-u))
+
+
+def sample(z: F64, seeds: ArrayLike) -> NDArray[np.int64]:
+    """One index a row, distributed as softmax(z): argmax z_i + Gumbel noise."""
+    best: NDArray[np.int64] = np.argmax(z + gumbel(seeds, z.shape[-1]), axis=-1)
+    return best
+
+
 def apply_epilogue(z: F64, epilogue: Epilogue) -> F64:
     """What the head derives from the logits z."""
     if epilogue is Epilogue.LOGITS:

@@ -18,7 +18,7 @@ TORCH_ERRORS = (ValueError, RuntimeError)
 
 
 def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, Any]:
-    """Keyword arguments of `_native.head` that stand for the codebook."""
+    """Keyword arguments of `_native.Head` that stand for the codebook."""
     data = book.kernel
     shard = classes or range(book.num_classes)
     return {
@@ -37,6 +37,18 @@ def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, 
     }
 
 
+def native(
+    book: Codebook,
+    alpha: float,
+    bias: np.ndarray | None,
+    *,
+    classes: range | None = None,
+    normalize: bool = True,
+) -> _native.Head:
+    """The head of the NumPy module."""
+    return _native.Head(alpha, bias, **native_arguments(book, classes), normalize=normalize)
+
+
 def native_head(
     x: np.ndarray,
     alpha: float,
@@ -49,15 +61,8 @@ def native_head(
     out: str | None = None,
 ) -> np.ndarray:
     """Without torch."""
-    return _native.head(
-        x,
-        alpha,
-        bias,
-        **native_arguments(book, classes),
-        normalize=normalize,
-        epilogue=int(epilogue),
-        dtype=NUMPY_DTYPES[out] if out else None,
-    )
+    head = native(book, alpha, bias, classes=classes, normalize=normalize)
+    return head.map(x, int(epilogue), NUMPY_DTYPES[out] if out else None)
 
 
 def to_torch(x: np.ndarray) -> Any:

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/types.h"
+
 namespace fixclf {
 
 constexpr int kMaxLog2Order = 20;
@@ -30,10 +32,10 @@ struct Codebook {
   int64_t class_begin;  // the shard [class_begin, class_end) of the classes to compute
   int64_t class_end;
 
-  int64_t order() const { return base_order << log2; }
-  int64_t rows_per_block() const { return negate ? 2 * order() : order(); }
-  int64_t sign_stride() const { return (order() + 7) / 8; }
-  int64_t base_stride() const { return (base_order + 7) / 8; }
+  FIXCLF_INLINE int64_t order() const { return base_order << log2; }
+  FIXCLF_INLINE int64_t rows_per_block() const { return negate ? 2 * order() : order(); }
+  FIXCLF_INLINE int64_t sign_stride() const { return (order() + 7) / 8; }
+  FIXCLF_INLINE int64_t base_stride() const { return (base_order + 7) / 8; }
 };
 
 }  // namespace fixclf

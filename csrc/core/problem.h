@@ -7,7 +7,7 @@
 namespace fixclf {
 
 enum class Epilogue : int64_t {
-#define FIXCLF_EPILOGUE(enumerator, value, name) k##enumerator = value,
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) k##enumerator = value,
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
 };
@@ -21,17 +21,44 @@ struct TransformProblem {
 
 // z_i = alpha <w_i, x^> / sqrt(N) + bias_i with x^ = x / max(|x|, 1e-12), then the epilogue.
 // Without `normalize` x^ = x and the division by sqrt(N) falls away: z = alpha W x + bias.
+// "exact" stands for the accumulation dtype; M = class_end - class_begin for the classes computed,
+// which are numbered from class_begin.
 struct HeadProblem {
   Codebook codebook;
-  ConstMatrix x;  // [B, N]
+  ConstMatrix x;  // [B, N]; [B, ceil(N/8)] of packed signs
   double alpha;
   bool has_bias;
-  const void* bias;  // [class_end - class_begin] of the accumulation dtype
+  const void* bias;  // [M] exact
   int64_t bias_length;
   DType bias_dtype;
   bool normalize;
+  // Reductions only: z_i = -inf where bit i of a row is clear. [1 or B, ceil(M/8)], null: all.
+  const uint8_t* mask;
+  int64_t mask_rows;
+  int64_t mask_bytes;
   Epilogue epilogue;
-  Matrix out;  // [B, class_end - class_begin], dtype of x or float32
+  // [B, M] for a map, dtype of x or exact. Reductions: TopK: values [B, k]. LogProb: [B, ids].
+  // Nll: losses [B, 1]. All exact; unused by the others.
+  Matrix out;
+  int64_t k;               // TopK
+  bool log_probabilities;  // TopK: values are z - logsumexp(z)
+  const int64_t* ids;      // LogProb: [B, ids_per_row] classes; Nll: [B, 1] targets; Sample: seeds
+  int64_t ids_per_row;
+  int64_t ignore_index;    // Nll: a target without loss, which may lie outside [0, M)
+  double label_smoothing;  // Nll
+  int64_t* indices;        // TopK: [B, k]; ArgMax, Sample: [B]
+  void* logits;            // LogProb: z at the ids, [B, ids_per_row] exact
+  void* logsumexp;         // TopK, LogProb, Nll: [B] exact
+};
+
+// The gradients of sum_r grad_r loss_r, loss as Epilogue::kNll computes it:
+//   dz_i = grad (exp(z_i - logsumexp) - (1 - eps) [i = target] - eps / M)
+//   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
+struct NllBackwardProblem {
+  HeadProblem head;  // as it was for the loss; epilogue kNll, `logsumexp` holds its result
+  const void* grad;  // [B] exact
+  Matrix projected;  // [B, N] exact
+  void* bias_grad;   // [M] exact
 };
 
 // out = W^T g for each row: the gradient of W x.
@@ -41,8 +68,10 @@ struct AdjointProblem {
   Matrix out;     // [B, N] of the accumulation dtype
 };
 
+constexpr int64_t kMaxTopK = 1024;
+
 // float64 is accumulated in float64 (for gradient checks), everything else in float32.
-inline DType accumulation_dtype(DType dtype) {
+FIXCLF_INLINE DType accumulation_dtype(DType dtype) {
   return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
@@ -54,6 +83,7 @@ struct BitShape {
 Status validate(const Codebook& codebook, BitShape base, BitShape signs);
 Status validate(const TransformProblem& problem);
 Status validate(const HeadProblem& problem);
+Status validate(const NllBackwardProblem& problem);
 Status validate(const AdjointProblem& problem);
 
 }  // namespace fixclf

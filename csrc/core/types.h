@@ -5,6 +5,10 @@
 #include <string>
 #include <utility>
 
+// For functions in headers that instruction-set units include: one that is emitted out of line
+// would be shared among the units.
+#define FIXCLF_INLINE inline __attribute__((always_inline))
+
 namespace fixclf {
 
 // Storage only: kernels convert to float32 on load.
@@ -14,11 +18,25 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+// Eight features of +-1 each: little-endian bits, a set bit is -1, as in a codebook.
+struct Signs8 {
+  uint8_t bits;
+};
 
 // The values are part of every binding's interface.
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
+enum class DType : int32_t {
+  kFloat32 = 0,
+  kBFloat16 = 1,
+  kFloat16 = 2,
+  kFloat64 = 3,
+  kInt8 = 4,   // features only
+  kSigns = 5,  // features only, an element is a Signs8
+};
 
-inline int64_t size_of(DType dtype) {
+FIXCLF_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
+
+FIXCLF_INLINE int64_t size_of(DType dtype) {
+  if (!is_floating(dtype)) return 1;
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
@@ -32,6 +50,10 @@ inline const char* name_of(DType dtype) {
       return "float16";
     case DType::kFloat64:
       return "float64";
+    case DType::kInt8:
+      return "int8";
+    case DType::kSigns:
+      return "uint8 (packed signs)";
   }
   return "an unknown dtype";
 }

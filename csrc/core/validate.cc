@@ -1,5 +1,6 @@
 #include <cmath>
 #include <sstream>
+#include <string>
 
 #include "core/problem.h"
 
@@ -15,6 +16,9 @@ Status error(const Parts&... parts) {
 
 // So that no product of sizes below can overflow.
 constexpr int64_t kMaxClasses = int64_t{1} << 30;
+
+// 2^16 values of up to 128 sum exactly in float32.
+constexpr int64_t kMaxIntegerFeatures = int64_t{1} << 16;
 
 int64_t rows_available(const Codebook& cb) { return cb.blocks * cb.rows_per_block(); }
 
@@ -68,6 +72,8 @@ Status validate(const Codebook& cb, BitShape base, BitShape signs) {
 
 Status validate(const TransformProblem& p) {
   const int64_t n = p.x.columns;
+  if (!is_floating(p.x.dtype))
+    return error("x is ", name_of(p.x.dtype), ", expected float32, bfloat16, float16 or float64");
   if (n < 1 || n > kMaxOrder || (n & (n - 1)) != 0)
     return error("x has ", n, " elements in its last dimension, expected a power of two up to ",
                  kMaxOrder);
@@ -77,12 +83,21 @@ Status validate(const TransformProblem& p) {
   return validate_rows("the output", p.y.rows, "x", p.x.rows);
 }
 
-Status validate(const HeadProblem& p) {
+namespace {
+
+// What every epilogue shares: features, alpha, bias.
+Status validate_inputs(const HeadProblem& p) {
   const Codebook& cb = p.codebook;
   const int64_t classes = cb.class_end - cb.class_begin;
-  if (p.x.columns != cb.features)
+  if (p.x.dtype == DType::kSigns && p.x.columns != (cb.features + 7) / 8)
+    return error("x has ", p.x.columns, " bytes of packed signs in its last dimension, expected ",
+                 (cb.features + 7) / 8, " for ", cb.features, " features");
+  if (p.x.dtype != DType::kSigns && p.x.columns != cb.features)
     return error("x has ", p.x.columns, " features in its last dimension, but the codebook has ",
                  cb.features);
+  if (!is_floating(p.x.dtype) && cb.features > kMaxIntegerFeatures)
+    return error("x is ", name_of(p.x.dtype), " with ", cb.features,
+                 " features, more than the limit of ", kMaxIntegerFeatures, " for exact sums");
   const DType expected = accumulation_dtype(p.x.dtype);
   if (!std::isfinite(expected == DType::kFloat64 ? p.alpha : static_cast<float>(p.alpha)))
     return error("alpha is ", p.alpha, ", expected a finite ", name_of(expected));
@@ -94,29 +109,137 @@ Status validate(const HeadProblem& p) {
       return error("bias is ", name_of(p.bias_dtype), ", expected ", name_of(expected), " for ",
                    name_of(p.x.dtype), " features");
   }
-  switch (p.epilogue) {
-#define FIXCLF_EPILOGUE(enumerator, value, name) case Epilogue::k##enumerator:
+  return {};
+}
+
+bool is_map(Epilogue epilogue) {
+  switch (epilogue) {
+#define FIXCLF_IS_MAP_MAP return true;
+#define FIXCLF_IS_MAP_REDUCTION return false;
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) \
+  case Epilogue::k##enumerator:                         \
+    FIXCLF_IS_MAP_##shape
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
-    break;
-    default:
-      return error("epilogue is ", static_cast<int64_t>(p.epilogue), ", which is not one of"
-#define FIXCLF_EPILOGUE(enumerator, value, name) " " #value " (" name ")"
-#include "core/epilogue.def"
-#undef FIXCLF_EPILOGUE
-      );
   }
-  if (p.out.dtype != p.x.dtype && p.out.dtype != expected)
-    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(expected),
-                 p.x.dtype == expected ? "" : " or ",
-                 p.x.dtype == expected ? "" : name_of(p.x.dtype));
-  if (p.out.columns != classes)
-    return error("the output has ", p.out.columns, " columns, expected ", classes);
+  return false;
+}
+
+Status validate_epilogue(Epilogue epilogue) {
+  switch (epilogue) {
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) case Epilogue::k##enumerator:
+#include "core/epilogue.def"
+#undef FIXCLF_EPILOGUE
+    return {};
+  }
+  return error("epilogue is ", static_cast<int64_t>(epilogue), ", which is not one of"
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) " " #value " (" name ")"
+#include "core/epilogue.def"
+#undef FIXCLF_EPILOGUE
+  );
+}
+
+Status validate_mask(const HeadProblem& p) {
+  if (p.mask == nullptr) return {};
+  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  if (p.mask_bytes != (classes + 7) / 8)
+    return error("mask has rows of ", p.mask_bytes, " bytes, expected ", (classes + 7) / 8, " for ",
+                 classes, " classes");
+  if (p.mask_rows != 1 && p.mask_rows != p.x.rows)
+    return error("mask has ", p.mask_rows, " rows, expected 1 or ", p.x.rows, ", as many as x");
+  for (int64_t r = 0; r < p.mask_rows; ++r) {
+    const uint8_t* row = p.mask + r * p.mask_bytes;
+    int64_t i = 0;
+    while (i < classes / 8 && row[i] == 0) ++i;
+    if (i < classes / 8) continue;
+    if (classes % 8 == 0 || (row[i] & ((1 << classes % 8) - 1)) == 0)
+      return error("mask allows no class in row ", r, ", expected at least one");
+  }
+  return {};
+}
+
+Status validate_ids(const HeadProblem& p, const char* name) {
+  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  for (int64_t i = 0; i < p.x.rows * p.ids_per_row; ++i) {
+    if (p.ids[i] >= 0 && p.ids[i] < classes) continue;
+    if (p.epilogue == Epilogue::kNll && p.ids[i] == p.ignore_index) continue;
+    return error(name, "[", i / p.ids_per_row,
+                 p.ids_per_row == 1 ? "" : ", " + std::to_string(i % p.ids_per_row), "] is ",
+                 p.ids[i], ", expected a class in [0, ", classes, ")");
+  }
+  return {};
+}
+
+Status validate_out(const HeadProblem& p, DType dtype, int64_t columns) {
+  if (p.out.dtype != dtype)
+    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(dtype));
+  if (p.out.columns != columns)
+    return error("the output has ", p.out.columns, " columns, expected ", columns);
   return validate_rows("the output", p.out.rows, "x", p.x.rows);
+}
+
+Status validate_map(const HeadProblem& p) {
+  const DType exact = accumulation_dtype(p.x.dtype);
+  if (p.mask != nullptr) return error("mask is given, but only reductions of the logits take one");
+  if (p.out.dtype != exact && p.out.dtype != p.x.dtype)
+    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(exact),
+                 !is_floating(p.x.dtype) || p.x.dtype == exact
+                     ? ""
+                     : std::string(" or ") + name_of(p.x.dtype));
+  if (!is_floating(p.out.dtype))
+    return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(exact));
+  return validate_out(p, p.out.dtype, p.codebook.class_end - p.codebook.class_begin);
+}
+
+Status validate_reduction(const HeadProblem& p) {
+  if (Status status = validate_mask(p); !status.ok()) return status;
+  const DType exact = accumulation_dtype(p.x.dtype);
+  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  switch (p.epilogue) {
+    case Epilogue::kTopK: {
+      const int64_t most = classes < kMaxTopK ? classes : kMaxTopK;
+      if (p.k < 1 || p.k > most)
+        return error("k is ", p.k, ", expected 1 to ", most, " for ", classes, " classes");
+      return validate_out(p, exact, p.k);
+    }
+    case Epilogue::kLogProb:
+      if (Status status = validate_ids(p, "ids"); !status.ok()) return status;
+      return validate_out(p, exact, p.ids_per_row);
+    case Epilogue::kNll:
+      if (p.mask != nullptr) return error("mask is given, but the loss is over all classes");
+      if (!(p.label_smoothing >= 0 && p.label_smoothing <= 1))
+        return error("label_smoothing is ", p.label_smoothing, ", expected 0 to 1");
+      if (Status status = validate_ids(p, "target"); !status.ok()) return status;
+      return validate_out(p, exact, 1);
+    default:
+      return {};
+  }
+}
+
+}  // namespace
+
+Status validate(const HeadProblem& p) {
+  if (Status status = validate_epilogue(p.epilogue); !status.ok()) return status;
+  if (Status status = validate_inputs(p); !status.ok()) return status;
+  return is_map(p.epilogue) ? validate_map(p) : validate_reduction(p);
+}
+
+Status validate(const NllBackwardProblem& p) {
+  const HeadProblem& head = p.head;
+  if (!is_floating(head.x.dtype))
+    return error("x is ", name_of(head.x.dtype), ", which has no gradient");
+  if (Status status = validate_inputs(head); !status.ok()) return status;
+  if (Status status = validate_ids(head, "target"); !status.ok()) return status;
+  if (p.projected.columns != head.codebook.features)
+    return error("the output has ", p.projected.columns, " columns, expected ",
+                 head.codebook.features);
+  return validate_rows("the output", p.projected.rows, "x", head.x.rows);
 }
 
 Status validate(const AdjointProblem& p) {
   const Codebook& cb = p.codebook;
+  if (!is_floating(p.g.dtype))
+    return error("g is ", name_of(p.g.dtype), ", expected float32, bfloat16, float16 or float64");
   if (p.g.columns != cb.class_end - cb.class_begin)
     return error("g has ", p.g.columns, " classes in its last dimension, expected ",
                  cb.class_end - cb.class_begin);

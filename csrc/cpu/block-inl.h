@@ -88,17 +88,21 @@ FIXCLF_INLINE void fold_in_place(typename V::Real* y, int64_t width, int64_t tar
   }
 }
 
-// The W sign bits from bit `first` on; those at or beyond `limit` are not read and come as 0.
+// The W bits from bit `first` on, others above them; those at or beyond `limit` are not read, and
+// come as 0 if there is no byte after them.
 template <class V>
-FIXCLF_INLINE uint32_t sign_bits(const uint8_t* signs, int64_t first, int64_t limit) {
+FIXCLF_INLINE uint32_t bits_from(const uint8_t* packed, int64_t first, int64_t limit) {
+  uint32_t bits = 0;
   if (V::kWidth >= 8 && first % 8 == 0 && first + V::kWidth <= limit) {
-    uint32_t bits = 0;
-    memcpy(&bits, signs + first / 8, V::kWidth / 8);
+    memcpy(&bits, packed + first / 8, V::kWidth / 8);
     return bits;
   }
-  uint32_t bits = 0;
+  if (first / 8 + 4 <= limit / 8) {
+    memcpy(&bits, packed + first / 8, sizeof bits);
+    return bits >> first % 8;
+  }
   for (int lane = 0; lane < V::kWidth && first + lane < limit; ++lane)
-    bits |= (signs[(first + lane) / 8] >> (first + lane) % 8 & 1u) << lane;
+    bits |= (packed[(first + lane) / 8] >> (first + lane) % 8 & 1u) << lane;
   return bits;
 }
 
@@ -107,7 +111,7 @@ template <class V>
 FIXCLF_INLINE typename V::F flipped(const typename V::Real* a, const uint8_t* signs, int64_t j,
                                     int64_t limit) {
   const auto v = V::load(a + j);
-  return signs == nullptr ? v : V::flip(v, sign_bits<V>(signs, j, limit));
+  return signs == nullptr ? v : V::flip(v, bits_from<V>(signs, j, limit));
 }
 
 // The 32 elements from a[j] on, with the signs of D_j, added to sum.
@@ -225,6 +229,9 @@ void block_rows(const Codebook& cb, int64_t block, int64_t rows, const typename 
   mix<V>(cb.base, cb.base_order, k, base_rows, signs, a, y);
   transforms<V, false>(y, y, k, base_rows, 1);
 }
+
+// Rows that share each block's signs and biases while these are in the L1 cache.
+constexpr int kRowTile = 4;
 
 // Calls body(first_class, sign, first_row, count) for the classes of one block that lie in the
 // shard; first_class counts from the shard's begin.

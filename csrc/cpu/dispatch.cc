@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -114,33 +115,51 @@ int64_t operations_per_row(const Codebook& cb) {
          blocks * cb.order() * (cb.base_order / 4 + cb.log2 + 1);
 }
 
-template <class Problem>
-using Kernel = void (*)(const Problem&, int64_t, int64_t, void*);
-template <class Problem>
-using Scratch = int64_t (*)(const Problem&);
+// Only the scalar unit, the first of the table, has float64.
+const KernelTable* kernels_for(DType dtype) {
+  return dtype == DType::kFloat64 ? isas().front().kernels : choice().kernels.load();
+}
 
-template <class Problem>
-Status run(const Problem& problem, Kernel<Problem> KernelTable::* kernel,
-           Scratch<Problem> KernelTable::* scratch_bytes, const ConstMatrix& input,
-           int64_t operations, const Parallel& parallel) {
-  if (!choice().status.ok()) return choice().status;
-  if (input.rows == 0) return {};
-  // Only the scalar unit, the first of the table, has float64.
-  const KernelTable* kernels =
-      input.dtype == DType::kFloat64 ? isas().front().kernels : choice().kernels.load();
-  const int64_t bytes = (kernels->*scratch_bytes)(problem);
-  std::atomic<bool> out_of_memory{false};
-  parallel(input.rows, grain(operations), [&](int64_t begin, int64_t end) {
-    void* scratch = thread_scratch(bytes);
+Status out_of_memory(int64_t bytes) {
+  return Status::error("out of memory for " + std::to_string(bytes) + " bytes of scratch");
+}
+
+// Calls f(begin, end, scratch) over [0, count), each thread with its own scratch.
+template <class F>
+Status share(const Parallel& parallel, int64_t count, int64_t grain, int64_t scratch_bytes, F f) {
+  if (count == 0) return {};
+  std::atomic<bool> failed{false};
+  parallel(count, grain, [&](int64_t begin, int64_t end) {
+    void* scratch = thread_scratch(scratch_bytes);
     if (scratch == nullptr) {
-      out_of_memory = true;
-      return;
+      failed = true;
+    } else {
+      f(begin, end, scratch);
     }
-    (kernels->*kernel)(problem, begin, end, scratch);
   });
-  if (out_of_memory)
-    return Status::error("out of memory for " + std::to_string(bytes) +
-                         " bytes of scratch a thread");
+  return failed ? out_of_memory(scratch_bytes) : Status();
+}
+
+// Fewer rows than this share their classes among the threads, not themselves.
+constexpr int64_t kManyRows = 32;
+
+Status share_chunks(const KernelTable& kernels, const HeadPlan& plan, const HeadProblem& p,
+                    const Parallel& parallel) {
+  const int64_t bytes = plan.tile * plan.chunks * plan.state_bytes;
+  const std::unique_ptr<char, decltype(&std::free)> states(
+      static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes))), &std::free);
+  if (states == nullptr) return out_of_memory(bytes);
+  for (int64_t row = 0; row < p.x.rows; row += plan.tile) {
+    const int count = static_cast<int>(std::min(plan.tile, p.x.rows - row));
+    for (int pass = 0; pass < plan.passes; ++pass) {
+      Status status = share(
+          parallel, plan.chunks, 1, plan.scratch, [&](int64_t begin, int64_t end, void* scratch) {
+            kernels.head_chunks(p, row, count, pass, begin, end, states.get(), scratch);
+          });
+      if (!status.ok()) return status;
+      kernels.head_merge(p, count, pass, states.get());
+    }
+  }
   return {};
 }
 
@@ -148,20 +167,113 @@ Status run(const Problem& problem, Kernel<Problem> KernelTable::* kernel,
 
 Status transform(const TransformProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::transform, &KernelTable::transform_scratch, p.x, 8 * p.x.columns,
-             parallel);
+  if (!choice().status.ok()) return choice().status;
+  const KernelTable* kernels = kernels_for(p.x.dtype);
+  return share(parallel, p.x.rows, grain(8 * p.x.columns), kernels->transform_scratch(p),
+               [&](int64_t begin, int64_t end, void* scratch) {
+                 kernels->transform(p, begin, end, scratch);
+               });
 }
 
 Status head(const HeadProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::head, &KernelTable::head_scratch, p.x, operations_per_row(p.codebook),
-             parallel);
+  if (!choice().status.ok()) return choice().status;
+  const KernelTable* kernels = kernels_for(p.x.dtype);
+  const HeadPlan plan = kernels->head_plan(p);
+  if (plan.chunks > 1 && p.x.rows < kManyRows) return share_chunks(*kernels, plan, p, parallel);
+  return share(parallel, p.x.rows, grain(operations_per_row(p.codebook)), plan.scratch,
+               [&](int64_t begin, int64_t end, void* scratch) {
+                 kernels->head_rows(p, begin, end, scratch);
+               });
 }
 
 Status adjoint(const AdjointProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
-  return run(p, &KernelTable::adjoint, &KernelTable::adjoint_scratch, p.g,
-             operations_per_row(p.codebook), parallel);
+  if (!choice().status.ok()) return choice().status;
+  const KernelTable* kernels = kernels_for(p.g.dtype);
+  return share(
+      parallel, p.g.rows, grain(operations_per_row(p.codebook)), kernels->adjoint_scratch(p),
+      [&](int64_t begin, int64_t end, void* scratch) { kernels->adjoint(p, begin, end, scratch); });
+}
+
+namespace {
+
+// A grid of row parts and block groups, whose partial sums are added in order: of the bias gradient
+// over row parts, of the projected gradient over block groups. Its shape depends on sizes alone,
+// and keeps the partial sums within about 1 MiB.
+struct NllBackwardGrid {
+  int64_t rows, parts, groups;  // rows a part; parts and groups at a time
+
+  NllBackwardGrid(int64_t features, int64_t classes, int64_t blocks) {
+    constexpr int64_t kElements = int64_t{1} << 18;
+    groups = classes > kElements / 16 ? std::min<int64_t>(blocks, 8) : 1;
+    parts = groups > 1 ? 1 : std::clamp<int64_t>(kElements / classes, 1, 16);
+    rows = groups > 1 ? std::clamp<int64_t>(kElements / (groups * features), 4, 32) : 32;
+  }
+};
+
+// to += from.
+template <class Real>
+void add(const Real* from, int64_t count, Real* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+template <class Real>
+Status nll_backward_as(const KernelTable& kernels, const NllBackwardProblem& p,
+                       const Parallel& parallel) {
+  const HeadProblem& head = p.head;
+  const Codebook& cb = head.codebook;
+  const int64_t n = cb.features, classes = cb.class_end - cb.class_begin;
+  const int64_t first = (cb.class_begin + cb.row_offset) / cb.rows_per_block();
+  const int64_t blocks = (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block() + 1 - first;
+  const NllBackwardGrid grid(n, classes, blocks);
+  auto* projected = static_cast<Real*>(p.projected.data);
+  auto* bias_grad = static_cast<Real*>(p.bias_grad);
+  if (bias_grad != nullptr) std::fill_n(bias_grad, classes, Real(0));
+  std::vector<Real> part_sums(grid.parts > 1 && bias_grad != nullptr ? grid.parts * classes : 0);
+  std::vector<Real> group_sums(grid.groups > 1 ? grid.groups * grid.rows * n : 0);
+  const int64_t rows = head.x.rows;
+  for (int64_t begin = 0; begin < rows; begin += grid.parts * grid.rows) {
+    const int64_t end = std::min(rows, begin + grid.parts * grid.rows);
+    const int64_t parts = (end - begin + grid.rows - 1) / grid.rows;
+    std::fill(part_sums.begin(), part_sums.end(), Real(0));
+    const auto cell = [&](int64_t i, void* scratch) {
+      const int64_t part = i / grid.groups, group = i % grid.groups;
+      NllBackwardPart work;
+      work.row_begin = begin + part * grid.rows;
+      work.row_end = std::min(end, work.row_begin + grid.rows);
+      work.first_block = first + blocks * group / grid.groups;
+      work.last_block = first + blocks * (group + 1) / grid.groups - 1;
+      work.projected = grid.groups > 1 ? group_sums.data() + group * grid.rows * n
+                                       : projected + work.row_begin * n;
+      work.bias_grad = part_sums.empty() ? bias_grad : part_sums.data() + part * classes;
+      kernels.nll_backward(p, work, scratch);
+    };
+    Status status = share(parallel, parts * grid.groups, 1, kernels.nll_backward_scratch(p),
+                          [&](int64_t from, int64_t to, void* scratch) {
+                            for (int64_t i = from; i < to; ++i) cell(i, scratch);
+                          });
+    if (!status.ok()) return status;
+    if (grid.groups > 1) {
+      std::copy_n(group_sums.data(), (end - begin) * n, projected + begin * n);
+      for (int64_t group = 1; group < grid.groups; ++group)
+        add(group_sums.data() + group * grid.rows * n, (end - begin) * n, projected + begin * n);
+    }
+    if (!part_sums.empty())
+      for (int64_t part = 0; part < parts; ++part)
+        add(part_sums.data() + part * classes, classes, bias_grad);
+  }
+  return {};
+}
+
+}  // namespace
+
+Status nll_backward(const NllBackwardProblem& p, const Parallel& parallel) {
+  if (Status status = validate(p); !status.ok()) return status;
+  if (!choice().status.ok()) return choice().status;
+  const KernelTable& kernels = *kernels_for(p.head.x.dtype);
+  return p.head.x.dtype == DType::kFloat64 ? nll_backward_as<double>(kernels, p, parallel)
+                                           : nll_backward_as<float>(kernels, p, parallel);
 }
 
 std::vector<std::string> compiled_isas() {

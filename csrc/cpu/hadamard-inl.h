@@ -15,11 +15,11 @@ namespace {
 // 2^12 floats, half of the smallest L1 cache.
 constexpr int kBlockLog2 = 12;
 
-// All R stages over 2^R registers.
-template <class V, int R>
+// The stages from kFrom on over 2^R registers.
+template <class V, int R, int kFrom = 0>
 FIXCLF_INLINE void butterflies(typename V::F (&v)[1 << R], typename V::F one) {
 #pragma GCC unroll 8
-  for (int stage = 0; stage < R; ++stage) {
+  for (int stage = kFrom; stage < R; ++stage) {
 #pragma GCC unroll 64
     for (int i = 0; i < 1 << R; ++i) {
       if (i >> stage & 1) continue;
@@ -57,16 +57,18 @@ FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, in
   }
 }
 
-// `count` whole transforms of 2^R vectors each, contiguous, held in registers.
-template <class V, int R, bool kScale>
-FIXCLF_INLINE void codelets(const typename V::Real* x, typename V::Real* y, int64_t count,
-                            typename V::F scale) {
+// `count` whole transforms of 2^R vectors each, contiguous, held in registers; without the stages
+// of the kFirst lowest bits, which have been done.
+template <class V, int R, bool kScale, int kFirst = 0, class Out = typename V::Real>
+FIXCLF_INLINE void codelets(const typename V::Real* x, Out* y, int64_t count, typename V::F scale) {
   const auto one = V::opaque_one();
   for (; count > 0; --count, x += V::kWidth << R, y += V::kWidth << R) {
     typename V::F v[1 << R];
 #pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j) v[j] = lane_butterflies<V>(V::load(x + j * V::kWidth));
-    butterflies<V, R>(v, one);
+    for (int j = 0; j < 1 << R; ++j)
+      v[j] = lane_butterflies < V,
+      kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
+    butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
 #pragma GCC unroll 64
     for (int j = 0; j < 1 << R; ++j) V::store(y + j * V::kWidth, kScale ? v[j] * scale : v[j]);
   }
@@ -81,7 +83,25 @@ FIXCLF_INLINE void with_constant(int value, Body body) {
   body(std::integral_constant<int, kMax>());
 }
 
-template <class V, bool kScale>
+// The stages of the bits [low, k) of 2^k elements, in passes of at most radix 2^kRadix; 2^low is a
+// vector at least.
+template <class V>
+FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, int k, int low) {
+  const int64_t n = int64_t{1} << k;
+  int64_t length = n;
+  for (int left = k - low; left > 0;) {
+    const int passes = (left + V::kRadix - 1) / V::kRadix;
+    const int radix = (left + passes - 1) / passes;
+    with_constant<V::kRadix>(radix, [&](auto r) {
+      for (int64_t i = 0; i < n; i += length) radix_pass<V, r>(x + i, y + i, length >> r);
+    });
+    length >>= radix;
+    left -= radix;
+    x = y;
+  }
+}
+
+template <class V, bool kScale, int kFirst = 0>
 void transform(const typename V::Real* x, typename V::Real* y, int k, typename V::Real scale) {
   const int64_t n = int64_t{1} << k;
   const int stages = k - V::kLog2Width;
@@ -92,36 +112,29 @@ void transform(const typename V::Real* x, typename V::Real* y, int k, typename V
   if (k > kBlockLog2) {
     constexpr int kTop = 3;  // more streams than 8 would collide in an 8-way cache
     radix_pass<V, kTop>(x, y, n >> kTop);
-    for (int64_t i = 0; i < n; i += n >> kTop) transform<V, kScale>(y + i, y + i, k - kTop, scale);
+    for (int64_t i = 0; i < n; i += n >> kTop)
+      transform<V, kScale, kFirst>(y + i, y + i, k - kTop, scale);
     return;
   }
-  int64_t length = n;
-  int left = stages > V::kCodelet ? stages - V::kCodelet : 0;
-  while (left > 0) {
-    const int passes = (left + V::kRadix - 1) / V::kRadix;
-    const int radix = (left + passes - 1) / passes;
-    with_constant<V::kRadix>(radix, [&](auto r) {
-      for (int64_t i = 0; i < n; i += length) radix_pass<V, r>(x + i, y + i, length >> r);
-    });
-    length >>= radix;
-    left -= radix;
-    x = y;
-  }
-  with_constant<V::kCodelet>(stages < V::kCodelet ? stages : V::kCodelet, [&](auto r) {
-    codelets<V, r, kScale>(x, y, n / length, V::set(scale));
+  const int last = stages < V::kCodelet ? stages : V::kCodelet;
+  radix_passes<V>(x, y, k, V::kLog2Width + last);
+  if (stages > last) x = y;
+  with_constant<V::kCodelet>(last, [&](auto r) {
+    codelets<V, r, kScale, kFirst>(x, y, int64_t{1} << (stages - last), V::set(scale));
   });
 }
 
 // `count` transforms, one after the other in memory; those that fit in registers in a single loop.
-template <class V, bool kScale>
+template <class V, bool kScale, int kFirst = 0>
 void transforms(const typename V::Real* x, typename V::Real* y, int k, int64_t count,
                 typename V::Real scale) {
   const int stages = k - V::kLog2Width;
   if (stages >= 0 && stages <= V::kCodelet) {
     return with_constant<V::kCodelet>(
-        stages, [&](auto r) { codelets<V, r, kScale>(x, y, count, V::set(scale)); });
+        stages, [&](auto r) { codelets<V, r, kScale, kFirst>(x, y, count, V::set(scale)); });
   }
-  for (int64_t i = 0; i < count; ++i) transform<V, kScale>(x + (i << k), y + (i << k), k, scale);
+  for (int64_t i = 0; i < count; ++i)
+    transform<V, kScale, kFirst>(x + (i << k), y + (i << k), k, scale);
 }
 
 // Rows of any dtype; the 16-bit ones pass through `scratch`, n floats.

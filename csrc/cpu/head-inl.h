@@ -1,255 +1,246 @@
-// The fused head, one row at a time, and the adjoint of its projection.
+// The fused head, a tile of rows at a time.
 //
 //   z_i = alpha <w_i, x^> / sqrt(N) + b_i,   x^ = x / max(|x|_2, 1e-12)
 //
 // x is never divided: W x and |x|^2 are computed side by side, and alpha / (|x| sqrt(N)) scales the
 // result once. Reads N features and C/8 bytes of signs, writes what the epilogue writes; scratch is
-// two rows of n. Accumulates in float32 (float64 for float64 features).
+// two rows of n, or one more than a tile has where there are many blocks. Accumulates in float32
+// (float64 for float64 features; integer features are exact).
+//
+// The blocks of a row form chunks, whose partial results the epilogue merges in order. Chunks
+// depend on the codebook alone, so a row may be computed on one thread or its chunks on several.
 #pragma once
 
 #include "core/problem.h"
-#include "cpu/block-inl.h"
 #include "cpu/epilogues/all-inl.h"
+#include "cpu/features-inl.h"
 
 namespace fixclf {
 namespace {
 
-template <class V>
-int64_t padded_row(int64_t order) {
-  return round_up(order, kPad<V>) + kPad<V>;
-}
-
-// One Sylvester block without sign flips: a row is folded while it is read.
-FIXCLF_INLINE bool is_direct(const Codebook& cb) {
-  return cb.base_order == 1 && cb.signs == nullptr && cb.column_offset == 0;
-}
-
 // All classes of the shard come from one block, which therefore stays in scratch between passes.
 FIXCLF_INLINE bool is_resident(const Codebook& cb) { return first_block(cb) == last_block(cb); }
 
-// Rows that share each block's signs and biases while these are in the L1 cache.
-constexpr int kRowTile = 4;
-
-// Elements of one row of scratch: what is transformed, and room for whole vectors at its end.
 template <class V>
-int64_t head_row(const Codebook& cb) {
-  if (!is_direct(cb)) return padded_row<V>(cb.order());
-  return padded_row<V>(fold_width<V>(cb.features, int64_t{1} << log2_ceil(rows_needed(cb, 0))));
-}
-template <class V>
-int64_t head_scratch(const Codebook& cb) {
-  return head_row<V>(cb) * (is_resident(cb) ? 2 : kRowTile + 1);
+int64_t tile_scratch(const HeadProblem& p) {
+  return row_room<V>(p.codebook, p.x.dtype) * (is_resident(p.codebook) ? 2 : kRowTile + 1);
 }
 
-// What one row's features became: y = W x / factor, z = scale y + bias; scale is NaN for a row that
-// holds a NaN or an infinity.
-template <class V, class T>
-struct RowLoader {
-  using Real = typename V::Real;
-  const HeadProblem& p;
-  const bool direct = is_direct(p.codebook);
-  const int64_t rows = direct ? rows_needed(p.codebook, 0) : 0;
-  const double root = p.normalize ? __builtin_sqrt(static_cast<double>(p.codebook.features)) : 1;
+// The blocks of the shard in chunks of at least 2^15 classes, 32 chunks at most: so much work as is
+// worth a thread, and states that stay small.
+struct Chunks {
+  int64_t begin, end, size, count;
 
-  template <bool kScaled>
-  FIXCLF_INLINE double read(const T* x, Real factor, Real* a, Real* y) const {
-    const int64_t features = p.codebook.features;
-    if (direct) {
-      const int64_t needed = int64_t{1} << log2_ceil(rows);
-      const int64_t width = fold_width<V>(features, needed);
-      const double squares = fold<V, T, kScaled>(x, features, width, factor, y);
-      fold_in_place<V>(y, width, needed);
-      return squares;
-    }
-    const int64_t offset = p.codebook.column_offset;
-    const int64_t width = round_up(p.codebook.order(), kPad<V>);
-    const double squares = fold<V, T, kScaled>(x, features, width, factor, a + offset);
-    if (offset == 1) a[0] = 0;
-    return squares;
+  explicit Chunks(const Codebook& cb) : begin(first_block(cb)), end(last_block(cb) + 1) {
+    constexpr int64_t kClasses = int64_t{1} << 15, kCount = 32;
+    size = (kClasses + cb.rows_per_block() - 1) / cb.rows_per_block();
+    const int64_t least = (end - begin + kCount - 1) / kCount;
+    if (size < least) size = least;
+    count = (end - begin + size - 1) / size;
   }
-
-  // Returns the scale; leaves the folded row in y (direct) or the padded row in a. Powers of two
-  // bring rows back whose squares, or whose alpha / norm, would leave the range of Real.
-  FIXCLF_INLINE Real load(const T* x, Real* a, Real* y) const {
-    using Range = NormRange<Real>;
-    double squares = read<false>(x, 1, a, y);
-    if (!p.normalize) return static_cast<Real>(squares == squares ? p.alpha : squares);
-    double factor = 1;
-    if (!(squares >= Range::kLow && squares <= Range::kHigh)) {
-      factor = squares < Range::kLow ? Range::kFactor : 1 / Range::kFactor;
-      squares = read<true>(x, static_cast<Real>(factor), a, y);
-      if (!(squares <= Range::kHigh)) return static_cast<Real>(__builtin_nan(""));
-    }
-    // What follows is of the row times factor, its norm and eps included.
-    const double norm = __builtin_sqrt(squares);
-    const double divisor = (norm > 1e-12 * factor ? norm : 1e-12 * factor) * root;
-    double scale = p.alpha / divisor;
-    const double size = __builtin_fabs(scale);
-    if (p.alpha != 0 && !(size >= 0x1p-60 && size <= 0x1p60)) {
-      const int exponent = __builtin_ilogb(divisor) - __builtin_ilogb(factor);
-      const double better = __builtin_ldexp(1, exponent < -120  ? 120
-                                               : exponent > 120 ? -120
-                                                                : -exponent);
-      read<true>(x, static_cast<Real>(better), a, y);
-      scale = p.alpha / (divisor * (better / factor));
-    }
-    return static_cast<Real>(scale);
+  int64_t first(int64_t chunk) const { return begin + chunk * size; }
+  int64_t last(int64_t chunk) const {
+    const int64_t after = begin + (chunk + 1) * size;
+    return (after < end ? after : end) - 1;
   }
 };
 
-// The simplex ETF: subtracts from y the mean of the classes' values; returns sqrt(C / (C - 1)).
-template <class V>
-double center(const Codebook& cb, typename V::Real* y) {
-  using F = typename V::F;
-  F sum = {};
-  typename V::Real* first = y + cb.row_offset;
-  for_lanes<V>(cb.classes, [&](int64_t i, auto lanes) { sum += lanes.load(first + i); });
-  const F mean = V::set(V::reduce_add(sum) / static_cast<typename V::Real>(cb.classes));
-  for_lanes<V>(cb.classes, [&](int64_t i, auto lanes) {
-    lanes.store(first + i, lanes.load(first + i) - mean);
-  });
-  return __builtin_sqrt(static_cast<double>(cb.classes) / static_cast<double>(cb.classes - 1));
+// Whether the mask has a bit among [first, first + count).
+FIXCLF_INLINE bool any_allowed(const uint8_t* mask, int64_t first, int64_t count) {
+  const int64_t last = first + count - 1;
+  if (first / 8 == last / 8)
+    return (mask[first / 8] >> first % 8 & ((2 << (last - first)) - 1)) != 0;
+  if (mask[first / 8] >> first % 8 != 0) return true;
+  for (int64_t byte = first / 8 + 1; byte < last / 8; ++byte)
+    if (mask[byte] != 0) return true;
+  return (mask[last / 8] & ((2 << last % 8) - 1)) != 0;
 }
 
-template <class V, class T, class Out, template <class, class> class Epilogue, bool kBias>
-void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
+// Rows [row, row + count), count <= kRowTile, on one thread. Several blocks: the rows share each
+// block's signs and biases while these are in the L1 cache. One block: a tile is one row.
+template <class V, class Epilogue, Addend kAddend>
+class HeadTile {
+ public:
   using Real = typename V::Real;
-  const Codebook& cb = p.codebook;
-  const RowLoader<V, T> loader{p};
-  const int64_t first = first_block(cb), last = last_block(cb);
-  const bool resident = is_resident(cb);
-  const int tile = resident ? 1 : kRowTile;
-  const int64_t room = head_row<V>(cb);
-  Real* y = static_cast<Real*>(scratch);
-  Real* staged = y + room;
-  for (int64_t row = begin; row < end; row += tile) {
-    const int count = static_cast<int>(end - row < tile ? end - row : tile);
-    Real scales[kRowTile];
-    Epilogue<V, Out> epilogues[kRowTile];
-    for (int t = 0; t < count; ++t) {
-      const T* x = static_cast<const T*>(p.x.data) + (row + t) * p.x.stride;
-      scales[t] = loader.load(x, staged + t * room, y);
-      if (scales[t] == scales[t]) continue;
-      Out* out = static_cast<Out*>(p.out.data) + (row + t) * p.out.stride;
-      for_lanes<V>(p.out.columns,
-                   [&](int64_t i, auto lanes) { lanes.store(out + i, V::set(scales[t])); });
+
+  HeadTile(const HeadProblem& p, void* scratch)
+      : p_(p),
+        loader_{p},
+        resident_(is_resident(p.codebook)),
+        room_(row_room<V>(p.codebook, p.x.dtype)),
+        y_(static_cast<Real*>(scratch)),
+        staged_(y_ + room_) {}
+
+  static int64_t tile(const HeadProblem& p) { return is_resident(p.codebook) ? 1 : kRowTile; }
+  static int passes(const HeadProblem& p) { return Epilogue::passes(is_resident(p.codebook)); }
+
+  // Reads the features of row `row`, the t-th of the tile; false where not all are finite.
+  FIXCLF_INLINE bool load(int64_t row, int t) {
+    rows_[t] = row;
+    scales_[t] = loader_.load(row, staged_ + t * room_, y_);
+    return scales_[t] == scales_[t];
+  }
+
+  // One pass over the blocks [first, last]; rows whose epilogue is null take no part.
+  void add_blocks(int pass, int64_t first, int64_t last, int count, Epilogue* const* epilogues) {
+    for (int64_t block = first; block <= last; ++block)
+      for (int t = 0; t < count; ++t)
+        if (epilogues[t] != nullptr) add_block(pass, block, t, *epilogues[t]);
+  }
+
+ private:
+  FIXCLF_INLINE void add_block(int pass, int64_t block, int t, Epilogue& epilogue) {
+    const Codebook& cb = p_.codebook;
+    Real* a = staged_ + t * room_;
+    const uint8_t* mask = nullptr;
+    if (kAddend == kMasked) {
+      mask = p_.mask + (p_.mask_rows == 1 ? 0 : rows_[t]) * p_.mask_bytes;
+      bool any = epilogue.needs_forbidden();
+      for_segments(cb, block, [&](int64_t first_class, int, int64_t, int64_t classes) {
+        any = any || any_allowed(mask, first_class, classes);
+      });
+      if (!any) return;
     }
-    double stretch = 1;
-    for (int pass = 0; pass < Epilogue<V, Out>::passes(resident); ++pass) {
-      for (int64_t block = first; block <= last; ++block) {
-        for (int t = 0; t < count; ++t) {
-          if (scales[t] != scales[t]) continue;
-          Real* a = staged + t * room;
-          Out* out = static_cast<Out*>(p.out.data) + (row + t) * p.out.stride;
-          if (pass == 0 || !resident) {
-            if (loader.direct) {
-              transform<V, false>(y, y, log2_ceil(loader.rows), 1);
-            } else {
-              block_rows<V>(cb, block, rows_needed(cb, block), a, y);
-            }
-            if (cb.center) stretch = center<V>(cb, y);
-          }
-          // Backwards where values are kept: the negated segment moves its values from y to a
-          // before the other one overwrites y.
-          Segment<V, kBias> segments[2];
-          int parts = 0;
-          for_segments(
-              cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
-                Segment<V, kBias>& segment = segments[parts];
-                segment.y = y + row0;
-                segment.scale = static_cast<Real>(sign * stretch * scales[t]);
-                segment.bias = kBias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
-                segment.first_class = first_class;
-                segment.count = classes;
-                segment.room = !resident ? nullptr : parts == 0 ? segment.y : a;
-                ++parts;
-              });
-          while (parts-- > 0)
-            epilogues[t].segment(pass, segments[parts], out + segments[parts].first_class);
+    if (pass == 0 || !resident_) {
+      if (!loader_.direct) block_rows<V>(cb, block, rows_needed(cb, block), a, y_);
+      if (cb.center) stretch_ = center<V>(cb, y_);
+    }
+    Segment<V, kAddend> segments[2];
+    int parts = 0;
+    for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t classes) {
+      Segment<V, kAddend>& segment = segments[parts];
+      segment.y = y_ + row0;
+      segment.scale = static_cast<Real>(sign * stretch_ * scales_[t]);
+      segment.bias = p_.has_bias ? static_cast<const Real*>(p_.bias) + first_class : nullptr;
+      segment.mask = mask;
+      segment.mask_bits = cb.class_end - cb.class_begin;
+      segment.first_class = first_class;
+      segment.count = classes;
+      segment.room = !resident_ ? nullptr : parts == 0 ? segment.y : a;
+      ++parts;
+    });
+    for (int i = 0; i < parts; ++i)
+      epilogue.segment(pass, segments[Epilogue::kBackwards ? parts - 1 - i : i]);
+  }
+
+  const HeadProblem& p_;
+  const RowLoader<V> loader_;
+  const bool resident_;
+  const int64_t room_;
+  Real* const y_;
+  Real* const staged_;
+  double stretch_ = 1;
+  int64_t rows_[kRowTile];
+  Real scales_[kRowTile];
+};
+
+// The entry points of one epilogue.
+template <class V, class Epilogue, Addend kAddend>
+struct Head {
+  using Real = typename V::Real;
+  using Tile = HeadTile<V, Epilogue, kAddend>;
+
+  static int64_t room(const HeadProblem& p) { return round_up(Epilogue::room(p), 64); }
+
+  static int64_t scratch(const HeadProblem& p) {
+    return round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64) +
+           Tile::tile(p) * room(p);
+  }
+
+  // Rows [begin, end), whole.
+  static void rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
+    Tile tile(p, scratch);
+    char* rooms = static_cast<char*>(scratch) +
+                  round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64);
+    const Chunks chunks(p.codebook);
+    const int64_t step = Tile::tile(p);
+    for (int64_t row = begin; row < end; row += step) {
+      const int count = static_cast<int>(end - row < step ? end - row : step);
+      Epilogue objects[kRowTile];
+      Epilogue* epilogues[kRowTile];
+      for (int t = 0; t < count; ++t) {
+        const bool live =
+            objects[t].start(p, row + t, rooms + t * room(p)) && tile.load(row + t, t);
+        epilogues[t] = live ? &objects[t] : nullptr;
+      }
+      for (int pass = 0; pass < Tile::passes(p); ++pass) {
+        for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+          tile.add_blocks(pass, chunks.first(chunk), chunks.last(chunk), count, epilogues);
+          for (int t = 0; t < count; ++t)
+            if (epilogues[t] != nullptr) epilogues[t]->end_chunk();
         }
       }
-    }
-  }
-}
-
-template <class V, class T, class Out>
-void head_for(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
-  switch (p.epilogue) {
-#define FIXCLF_EPILOGUE(enumerator, value, name)                                                 \
-  case Epilogue::k##enumerator:                                                                  \
-    return p.has_bias ? head_rows<V, T, Out, enumerator##Epilogue, true>(p, begin, end, scratch) \
-                      : head_rows<V, T, Out, enumerator##Epilogue, false>(p, begin, end, scratch);
-#include "core/epilogue.def"
-#undef FIXCLF_EPILOGUE
-  }
-}
-
-// a[j] = y[j mod width] for j < n, n a multiple of width, both powers of two.
-template <class V>
-FIXCLF_INLINE void unfold(const typename V::Real* y, int64_t width, int64_t n,
-                          typename V::Real* a) {
-  if (width >= V::kWidth) {
-    for (int64_t j = 0; j < n; j += V::kWidth) V::store(a + j, V::load(y + (j & (width - 1))));
-  } else {
-    for (int64_t j = 0; j < n; ++j) a[j] = y[j & (width - 1)];
-  }
-}
-
-// out = W^T g: for each block D (P^T (x) H_{2^k}) (g+ - g-), the negated classes' gradients
-// subtracted before the transform. Cost of a block: that of the forward direction.
-template <class V, class T>
-void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scratch) {
-  using F = typename V::F;
-  using Real = typename V::Real;
-  const Codebook& cb = p.codebook;
-  const int k = static_cast<int>(cb.log2);
-  const int64_t n = cb.order();
-  Real* a = static_cast<Real*>(scratch);
-  Real* y = a + padded_row<V>(n);
-
-  uint8_t transposed[kMaxBaseOrder * kMaxBaseOrder / 8] = {};
-  for (int64_t i = 0; cb.base != nullptr && i < cb.base_order; ++i) {
-    for (int64_t j = 0; j < cb.base_order; ++j) {
-      const int bit = cb.base[i * cb.base_stride() + j / 8] >> j % 8 & 1;
-      transposed[j * cb.base_stride() + i / 8] |= static_cast<uint8_t>(bit << i % 8);
+      for (int t = 0; t < count; ++t) close(epilogues[t] != nullptr, objects[t]);
     }
   }
 
-  for (int64_t row = begin; row < end; ++row) {
-    const T* g = static_cast<const T*>(p.g.data) + row * p.g.stride;
-    Real* out = static_cast<Real*>(p.out.data) + row * p.out.stride;
-    for (int64_t block = first_block(cb); block <= last_block(cb); ++block) {
-      const int64_t rows = rows_needed(cb, block);
-      const int64_t width = cb.base_order == 1 ? int64_t{1} << log2_ceil(rows) : n;
-      for (int64_t i = 0; i < round_up(width, kPad<V>); i += V::kWidth) V::store(y + i, F{});
-      for_segments(cb, block, [&](int64_t first, int sign, int64_t row0, int64_t count) {
-        for_lanes<V>(count, [&](int64_t i, auto lanes) {
-          const F value = lanes.load(g + first + i);
-          Real* at = y + row0 + i;
-          lanes.store(at, sign > 0 ? lanes.load(at) + value : lanes.load(at) - value);
-        });
-      });
-      if (cb.center) {
-        const F stretch = V::set(static_cast<Real>(center<V>(cb, y)));
-        for_lanes<V>(rows,
-                     [&](int64_t i, auto lanes) { lanes.store(y + i, V::load(y + i) * stretch); });
+  // A row's result after one chunk.
+  struct State {
+    Epilogue epilogue;
+    bool live;
+  };
+  static int64_t state_bytes(const HeadProblem& p) {
+    return round_up(static_cast<int64_t>(sizeof(State)), 64) + room(p);
+  }
+  static State& state(const HeadProblem& p, int64_t chunk, int t, char* states) {
+    return *reinterpret_cast<State*>(states +
+                                     (t * Chunks(p.codebook).count + chunk) * state_bytes(p));
+  }
+
+  // One pass over the chunks [begin, end) of rows [row, row + count), into `states`.
+  static void chunks(const HeadProblem& p, int64_t row, int count, int pass, int64_t begin,
+                     int64_t end, char* states, void* scratch) {
+    Tile tile(p, scratch);
+    const Chunks chunks(p.codebook);
+    Epilogue objects[kRowTile];
+    Epilogue* epilogues[kRowTile];
+    for (int t = 0; t < count; ++t) {
+      if (pass > 0) {
+        const State& merged = state(p, 0, t, states);
+        objects[t] = merged.epilogue;
+        epilogues[t] = merged.live && tile.load(row + t, t) ? &objects[t] : nullptr;
+        continue;
       }
-      if (cb.base_order == 1) {
-        transform<V, false>(y, y, log2_ceil(rows), 1);
-        unfold<V>(y, width, n, a);
-      } else {
-        transforms<V, false>(y, y, k, cb.base_order, 1);
-        mix<V>(transposed, cb.base_order, k, cb.base_order, nullptr, y, a);
+      const bool finite = tile.load(row + t, t);
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        State& mine = state(p, chunk, t, states);
+        mine.epilogue = Epilogue();
+        mine.live = mine.epilogue.start(
+                        p, row + t, reinterpret_cast<char*>(&mine) + state_bytes(p) - room(p)) &&
+                    finite;
       }
-      const uint8_t* signs = cb.signs == nullptr ? nullptr : cb.signs + block * cb.sign_stride();
-      for_lanes<V>(cb.features, [&](int64_t j, auto lanes) {
-        F value = flipped<V>(a, signs, j + cb.column_offset, n);
-        if (block != first_block(cb)) value += lanes.load(out + j);
-        lanes.store(out + j, value);
-      });
+    }
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      for (int t = 0; t < count && pass == 0; ++t) {
+        State& mine = state(p, chunk, t, states);
+        epilogues[t] = mine.live ? &mine.epilogue : nullptr;
+        if (chunk > begin) mine.epilogue.follow(state(p, chunk - 1, t, states).epilogue);
+      }
+      tile.add_blocks(pass, chunks.first(chunk), chunks.last(chunk), count, epilogues);
+      for (int t = 0; t < count; ++t)
+        if (epilogues[t] != nullptr) epilogues[t]->end_chunk();
     }
   }
-}
+
+  // Joins the states of a pass, in order; after the last pass the results are written.
+  static void merge(const HeadProblem& p, int count, int pass, char* states) {
+    for (int t = 0; t < count; ++t) {
+      State& merged = state(p, 0, t, states);
+      for (int64_t chunk = 1; chunk < Chunks(p.codebook).count && pass == 0; ++chunk)
+        if (merged.live) merged.epilogue.merge(state(p, chunk, t, states).epilogue);
+      if (pass + 1 == Tile::passes(p)) close(merged.live, merged.epilogue);
+    }
+  }
+
+ private:
+  static FIXCLF_INLINE void close(bool live, Epilogue& epilogue) {
+    if (live) {
+      epilogue.finish();
+    } else {
+      epilogue.invalid(static_cast<Real>(__builtin_nan("")));
+    }
+  }
+};
 
 }  // namespace
 }  // namespace fixclf

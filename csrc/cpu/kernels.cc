@@ -2,6 +2,7 @@
 // FIXCLF_ISA_NAME and FIXCLF_ISA_HEADER. The table is its only symbol.
 #include "cpu/kernel_table.h"
 #include FIXCLF_ISA_HEADER
+#include "cpu/adjoint-inl.h"
 #include "cpu/head-inl.h"
 
 namespace fixclf {
@@ -10,10 +11,6 @@ namespace {
 // In bytes. Float's padding covers the narrower Double's.
 int64_t transform_scratch(const TransformProblem& p) {
   return padded_row<Float>(p.x.columns) * size_of(accumulation_dtype(p.x.dtype));
-}
-
-int64_t head_scratch_bytes(const HeadProblem& p) {
-  return head_scratch<Float>(p.codebook) * size_of(accumulation_dtype(p.x.dtype));
 }
 
 int64_t adjoint_scratch(const AdjointProblem& p) {
@@ -31,33 +28,77 @@ void transform_problem(const TransformProblem& p, int64_t begin, int64_t end, vo
     case DType::kFloat64:
 #ifdef FIXCLF_HAS_DOUBLE
       return transform_rows<Double, double>(p, begin, end, scratch);
-#else
-      return;
 #endif
+    default:
+      return;
   }
 }
 
-template <class T>
-void head_16_bit(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
-  if (p.out.dtype == DType::kFloat32) return head_for<Float, T, float>(p, begin, end, scratch);
-  return head_for<Float, T, T>(p, begin, end, scratch);
+// Calls f with the entry points for the problem's epilogue, output dtype and addend.
+template <class V, template <class, class> class Map, class Out, class F>
+auto with_addend_of_map(const HeadProblem& p, F f) {
+  return p.has_bias ? f(Head<V, Map<V, Out>, kBias>()) : f(Head<V, Map<V, Out>, kNothing>());
 }
-
-void head_problem(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
-  switch (p.x.dtype) {
-    case DType::kFloat32:
-      return head_for<Float, float, float>(p, begin, end, scratch);
-    case DType::kBFloat16:
-      return head_16_bit<BFloat16>(p, begin, end, scratch);
-    case DType::kFloat16:
-      return head_16_bit<Float16>(p, begin, end, scratch);
-    case DType::kFloat64:
+template <class V, template <class, class> class Map, class F>
+auto with_map(const HeadProblem& p, F f) {
+  if constexpr (sizeof(typename V::Real) == 8) {
+    return with_addend_of_map<V, Map, double>(p, f);
+  } else {
+    switch (p.out.dtype) {
+      case DType::kBFloat16:
+        return with_addend_of_map<V, Map, BFloat16>(p, f);
+      case DType::kFloat16:
+        return with_addend_of_map<V, Map, Float16>(p, f);
+      default:
+        return with_addend_of_map<V, Map, float>(p, f);
+    }
+  }
+}
+template <class V, template <class> class Reduction, class F>
+auto with_reduction(const HeadProblem& p, F f) {
+  if (p.mask != nullptr) return f(Head<V, Reduction<V>, kMasked>());
+  return p.has_bias ? f(Head<V, Reduction<V>, kBias>()) : f(Head<V, Reduction<V>, kNothing>());
+}
+template <class V, class F>
+auto with_epilogue(const HeadProblem& p, F f) {
+#define FIXCLF_CASE_MAP(enumerator) with_map<V, enumerator##Epilogue>(p, f)
+#define FIXCLF_CASE_REDUCTION(enumerator) with_reduction<V, enumerator##Epilogue>(p, f)
+  switch (p.epilogue) {
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) \
+  case Epilogue::k##enumerator:                         \
+    return FIXCLF_CASE_##shape(enumerator);
+#include "core/epilogue.def"
+#undef FIXCLF_EPILOGUE
+  }
+  __builtin_unreachable();
+}
+template <class F>
+auto with_head(const HeadProblem& p, F f) {
 #ifdef FIXCLF_HAS_DOUBLE
-      return head_for<Double, double, double>(p, begin, end, scratch);
-#else
-      return;
+  if (p.x.dtype == DType::kFloat64) return with_epilogue<Double>(p, f);
 #endif
-  }
+  return with_epilogue<Float>(p, f);
+}
+
+HeadPlan head_plan(const HeadProblem& p) {
+  return with_head(p, [&](auto head) {
+    using H = decltype(head);
+    return HeadPlan{H::scratch(p), H::state_bytes(p), H::Tile::passes(p), H::Tile::tile(p),
+                    Chunks(p.codebook).count};
+  });
+}
+
+void head_rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
+  with_head(p, [&](auto head) { head.rows(p, begin, end, scratch); });
+}
+
+void head_chunks(const HeadProblem& p, int64_t row, int count, int pass, int64_t begin, int64_t end,
+                 char* states, void* scratch) {
+  with_head(p, [&](auto head) { head.chunks(p, row, count, pass, begin, end, states, scratch); });
+}
+
+void head_merge(const HeadProblem& p, int count, int pass, char* states) {
+  with_head(p, [&](auto head) { head.merge(p, count, pass, states); });
 }
 
 void adjoint_problem(const AdjointProblem& p, int64_t begin, int64_t end, void* scratch) {
@@ -71,10 +112,31 @@ void adjoint_problem(const AdjointProblem& p, int64_t begin, int64_t end, void* 
     case DType::kFloat64:
 #ifdef FIXCLF_HAS_DOUBLE
       return adjoint_rows<Double, double>(p, begin, end, scratch);
-#else
-      return;
 #endif
+    default:
+      return;
   }
+}
+
+int64_t nll_backward_scratch(const NllBackwardProblem& p) {
+  return kNllBackwardRows * padded_row<Float>(p.head.codebook.order()) *
+         size_of(accumulation_dtype(p.head.x.dtype));
+}
+
+template <class V>
+void nll_backward_of(const NllBackwardProblem& p, const NllBackwardPart& part, void* scratch) {
+  using Real = typename V::Real;
+  const auto kernel =
+      p.head.has_bias ? nll_backward_part<V, kBias> : nll_backward_part<V, kNothing>;
+  kernel(p, part.row_begin, part.row_end, part.first_block, part.last_block,
+         static_cast<Real*>(part.projected), static_cast<Real*>(part.bias_grad), scratch);
+}
+
+void nll_backward(const NllBackwardProblem& p, const NllBackwardPart& part, void* scratch) {
+#ifdef FIXCLF_HAS_DOUBLE
+  if (p.head.x.dtype == DType::kFloat64) return nll_backward_of<Double>(p, part, scratch);
+#endif
+  nll_backward_of<Float>(p, part, scratch);
 }
 
 }  // namespace
@@ -88,11 +150,15 @@ extern const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME);
 const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME) = {
     FIXCLF_STRING(FIXCLF_ISA_NAME),
     transform_scratch,
-    head_scratch_bytes,
     adjoint_scratch,
     transform_problem,
-    head_problem,
     adjoint_problem,
+    head_plan,
+    head_rows,
+    head_chunks,
+    head_merge,
+    nll_backward_scratch,
+    nll_backward,
 };
 
 }  // namespace fixclf

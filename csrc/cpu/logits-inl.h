@@ -1,21 +1,31 @@
-// The logits of one segment of one row, computed on the fly from its transformed features.
+// The logits of one segment of one row, computed on the fly from its transformed features, and what
+// several epilogues do with them.
 #pragma once
 
+#include "core/problem.h"
+#include "cpu/block-inl.h"
 #include "cpu/math-inl.h"
 
 namespace fixclf {
 namespace {
 
-// z[i] = scale y[i] + bias[i] for `count` classes that follow first_class.
-template <class V, bool kBias>
+// What joins scale y[i]: nothing; the bias; the bias, if there is one, and the mask.
+enum Addend { kNothing, kBias, kMasked };
+
+// z[i] = scale y[i] + bias[i] for `count` classes that follow first_class; -inf where the mask
+// has no bit.
+template <class V, Addend kAddend>
 struct Segment {
   using F = typename V::F;
   using Real = typename V::Real;
+  static constexpr Real kLowest = -__builtin_huge_val();
 
   Real* y;  // may be overwritten, with whole vectors of room: `room` says where to
   Real scale;
-  const Real* bias;  // of the first class of this segment
-  int64_t first_class;
+  const Real* bias;     // of the first class of this segment
+  const uint8_t* mask;  // of the row
+  int64_t mask_bits;
+  int64_t first_class;  // of the classes computed
   int64_t count;
   // Where the epilogue may keep one value a class from one pass to the next; null when the segment
   // will have been recomputed by then. It may be y itself.
@@ -26,10 +36,25 @@ struct Segment {
   FIXCLF_INLINE void for_logits(Real filler, Body body) const {
     const F factor = V::set(scale);
     for_lanes<V>(count, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-      const F value = V::load(y + i);
-      const F z = kBias ? V::fma(value, factor, lanes.load(bias + i)) : value * factor;
+      F z = V::load(y + i);
+      if (kAddend == kBias || (kAddend == kMasked && bias != nullptr)) {
+        z = V::fma(z, factor, lanes.load(bias + i));
+      } else {
+        z *= factor;
+      }
+      if (kAddend == kMasked)
+        z = V::where(bits_from<V>(mask, first_class + i, mask_bits), z, V::set(kLowest));
       body(i, lanes.keep(z, filler), lanes);
     });
+  }
+
+  // z[i], bit for bit as for_logits computes it.
+  FIXCLF_INLINE Real at(int64_t i) const {
+    const int64_t bit = first_class + i;
+    if (kAddend == kMasked && (mask[bit / 8] >> bit % 8 & 1) == 0) return kLowest;
+    const F value = V::set(y[i]), factor = V::set(scale);
+    return (kAddend != kNothing && bias != nullptr ? V::fma(value, factor, V::set(bias[i]))
+                                                   : value * factor)[0];
   }
 };
 
@@ -43,26 +68,126 @@ struct LogSumExp {
   double sum = 0;
 
   template <class Logits>
-  FIXCLF_INLINE static Real max_of(const Logits& z, Real max) {
-    auto running = V::set(max);
+  FIXCLF_INLINE static Real max_of(const Logits& z) {
+    auto running = V::set(kLowest);
     z.for_logits(kLowest,
                  [&](int64_t, typename V::F value, auto) { running = V::max(running, value); });
     return V::reduce_max(running);
   }
 
+  // Returns the largest logit of the segment.
   template <class Logits>
-  FIXCLF_INLINE void add(const Logits& z) {
-    const Real higher = max_of(z, max);
-    if (higher == kLowest) return;
+  FIXCLF_INLINE Real add(const Logits& z) {
+    const Real top = max_of(z);
+    const Real higher = max > top ? max : top;
+    if (higher == kLowest) return top;
     LongSum<V> terms;
     const auto shift = V::set(higher);
     z.for_logits(kLowest,
                  [&](int64_t, typename V::F value, auto) { terms.add(exp<V>(value - shift)); });
     sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) + terms.value();
     max = higher;
+    return top;
   }
 
-  FIXCLF_INLINE Real value() const { return static_cast<Real>(max + __builtin_log(sum)); }
+  FIXCLF_INLINE void merge(const LogSumExp& later) {
+    const Real higher = max > later.max ? max : later.max;
+    if (higher == kLowest) return;
+    sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) +
+          later.sum * static_cast<double>(scalar_exp<V>(later.max - higher));
+    max = higher;
+  }
+
+  FIXCLF_INLINE double log_of_sum() const { return __builtin_log(sum); }
+  FIXCLF_INLINE Real value() const { return static_cast<Real>(max + log_of_sum()); }
+};
+
+// Sums over the classes of a row go chunk by chunk, each from zero: as threads share a row by
+// chunks, its result does not depend on how many there are.
+template <class V>
+struct ChunkedLogSumExp {
+  LogSumExp<V> total, chunk;
+
+  FIXCLF_INLINE void end_chunk() {
+    total.merge(chunk);
+    chunk = {};
+  }
+};
+
+// The largest of the values that came, the lowest class on ties; class 0 if none is above -inf.
+template <class V>
+struct Best {
+  using F = typename V::F;
+  using I = typename V::I;
+  using Real = typename V::Real;
+
+  Real value = -__builtin_huge_val();
+  int64_t id = 0;
+
+  // value_of(i, z) for every logit of the segment. The lanes remember in which vector they rose
+  // last; one reduction follows.
+  template <class Logits, class ValueOf>
+  FIXCLF_INLINE void add(const Logits& z, ValueOf value_of) {
+    F best = V::set(value);
+    I vector = {}, at = {};
+    z.for_logits(z.kLowest, [&](int64_t i, F logit, auto) __attribute__((always_inline)) {
+      const F candidate = value_of(i, logit);
+      vector = candidate > best ? at : vector;
+      best = V::max(candidate, best);
+      at += V::kWidth;
+    });
+    const Real top = V::reduce_max(best);
+    if (!(top > value)) return;
+    int64_t first = z.count;
+    for (int lane = 0; lane < V::kWidth; ++lane) {
+      const int64_t i = vector[lane] + lane;
+      if (best[lane] == top && i < first) first = i;
+    }
+    value = top;
+    id = z.first_class + first;
+  }
+
+  FIXCLF_INLINE void merge(const Best& later) {
+    if (later.value > value) *this = later;
+  }
+};
+
+// What an epilogue does unless it says otherwise. One object a row; segments come in class order,
+// passes(resident) times; a chunk is some blocks of them.
+struct EpilogueDefaults {
+  static constexpr bool kBackwards = false;  // the segments of a block in reverse
+  // Bytes beside the object, for each row.
+  static constexpr int64_t room(const HeadProblem&) { return 0; }
+  static constexpr int passes(bool /*resident*/) { return 1; }
+  // Whether forbidden classes can matter yet.
+  static constexpr bool needs_forbidden() { return false; }
+  void end_chunk() {}
+  // Called before the first segment of a chunk with the object of the chunk before it, if that one
+  // is at hand.
+  template <class Same>
+  void follow(const Same&) {}
+  // Joins the object of the next chunk.
+  template <class Same>
+  void merge(const Same&) {}
+  void finish() {}
+};
+
+// A map's row of the output.
+template <class V, class Out>
+struct MapDefaults : EpilogueDefaults {
+  Out* out;
+  int64_t columns;
+
+  // False where the row needs no logits; invalid() then writes its results.
+  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+    out = static_cast<Out*>(p.out.data) + row * p.out.stride;
+    columns = p.out.columns;
+    return true;
+  }
+  // Instead of segments and finish(), for a row that holds a NaN or an infinity.
+  void invalid(typename V::Real nan) {
+    for_lanes<V>(columns, [&](int64_t i, auto lanes) { lanes.store(out + i, V::set(nan)); });
+  }
 };
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace fixclf {
 namespace {
 
 struct Float : Generic<float, 16> {
+  using Short = GenericShort<32>;
   static constexpr int kCodelet = 4;
   static constexpr int kRadix = 4;
 };

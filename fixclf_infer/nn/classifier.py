@@ -41,7 +41,8 @@ class FixedClassifier(nn.Module):
         device, dtype: of α and b; float32 by default. Kernels compute in float32 (float64 for
             float64 features) whatever the dtype of the features.
 
-    Shape: x [..., N] → logits [..., C] of the dtype of x.
+    Shape: x [..., N] → logits [..., C] of the dtype of x. int8 features and packed signs (uint8
+    [..., ⌈N/8⌉], `ops.pack_signs`) give float32.
 
     The state_dict holds `alpha`, `bias` and, as bytes of JSON, the codebook's identity (kind,
     version, sizes, seed, digest); loading rebuilds the codebook from it, and raises ValueError when
@@ -119,6 +120,104 @@ class FixedClassifier(nn.Module):
         """Log-softmax [..., C], computed in float32; dtype: x's (default) or float32."""
         return self._head(x, _LOG_SOFTMAX, dtype)
 
+    def topk(
+        self,
+        x: Tensor,
+        k: int,
+        *,
+        log_probabilities: bool = False,
+        allowed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The k best classes: values [..., k], classes [..., k], logsumexp [...], without an array of
+        logits. Sorted, the lowest class first on ties.
+
+        Args:
+            k: 1 to min(C, 1024).
+            log_probabilities: values are log-probabilities, not logits.
+            allowed: classes that take part: bool [C] or [..., C], or `ops.pack_mask` of it. Others
+                have the logit −∞.
+        """
+        inputs, mask = self._inputs(x), _packed(allowed)
+        if self.dense_bits is None:
+            return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, mask=mask)
+        z = self._dense_logits(x, mask)
+        if not 1 <= k <= min(self.num_classes, 1024):
+            raise ValueError(f"k is {k}, expected 1 to {min(self.num_classes, 1024)}")
+        logsumexp = z.logsumexp(-1)
+        values, indices = z.sort(dim=-1, descending=True, stable=True)
+        values = values[..., :k] - (logsumexp.unsqueeze(-1) if log_probabilities else 0)
+        return values, indices[..., :k], logsumexp
+
+    def argmax(self, x: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+        """The class of the largest logit, [...]; the lowest on ties."""
+        inputs, mask = self._inputs(x), _packed(allowed)
+        if self.dense_bits is None:
+            return ops.head_argmax(*inputs, mask=mask)
+        return self._dense_logits(x, mask).sort(dim=-1, descending=True, stable=True)[1][..., 0]
+
+    def log_prob(self, x: Tensor, ids: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities at the classes ids, int64 [...] or [..., M]."""
+        inputs, mask = self._inputs(x), _packed(allowed)
+        if self.dense_bits is None:
+            return ops.head_logprob(*inputs, ids, mask=mask)[0]
+        wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
+        return self._dense_logits(x, mask).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
+
+    def sample(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The generator
+        gives each row a seed; a row's sample depends on its features and its seed alone."""
+        inputs, mask = self._inputs(x), _packed(allowed)
+        if self.dense_bits is None:
+            seeds = torch.randint(2**63 - 1, x.shape[:-1], generator=generator, device=x.device)
+            return ops.head_sample(*inputs, seeds, mask=mask)
+        p = self._dense_logits(x, mask).softmax(-1)
+        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
+        return drawn.reshape(x.shape[:-1])
+
+    def loss(
+        self,
+        x: Tensor,
+        target: Tensor,
+        reduction: str = "mean",
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Cross-entropy of the softmax with the classes target (int64 [...]), as
+        `torch.nn.functional.cross_entropy` of the logits, without them: neither this nor the backward
+        pass keeps an array of [..., C]. reduction: "mean" (over targets that are not ignored),
+        "sum" or "none" ([...])."""
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
+        if self.dense_bits is not None:
+            return nn.functional.cross_entropy(
+                self._dense_logits(x, None).flatten(0, -2),
+                target.flatten(),
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+            ).reshape(target.shape if reduction == "none" else ())
+        losses, _ = ops.head_nll(
+            *self._inputs(x), target, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
+        if reduction == "none":
+            return losses
+        total = losses.sum()
+        return total if reduction == "sum" else total / (target != ignore_index).sum()
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, ops.CodebookArguments]:
+        """What every operator takes first, in the accumulation dtype."""
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        bias = None if self.bias is None else self.bias.to(exact)
+        codebook = ops.CodebookArguments(self.base, self.signs, self._geometry)
+        return x, self.alpha.to(exact), bias, codebook
+
     def _head(self, x: Tensor, epilogue: int, dtype: torch.dtype | None) -> Tensor:
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Not self.alpha and so on: nn.Module finds each of them in 0.5 us, the kernel needs 1 us.
@@ -131,26 +230,33 @@ class FixedClassifier(nn.Module):
         if bias is not None and bias.dtype != exact:
             bias = bias.to(exact)
         if buffers["dense_bits"] is not None:
-            return self._dense_head(x, alpha, bias, epilogue, dtype or x.dtype)
+            return self._dense_head(x, epilogue, dtype)
         result: Tensor = torch.ops.fixclf.head.default(
             x, alpha, bias, buffers["base"], buffers["signs"], self._geometry, True, epilogue, dtype
         )
         return result
 
-    def _dense_head(
-        self, x: Tensor, alpha: Tensor, bias: Tensor | None, epilogue: int, dtype: torch.dtype
-    ) -> Tensor:
+    def _dense_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Codebooks that are no Hadamard matrix run as a dense product."""
         assert self.dense_bits is not None
+        _, alpha, bias, _ = self._inputs(x)
+        if x.dtype == torch.uint8:
+            x = ops.unpack_signs(x, self.in_features)
         unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
         w = self.dense_bits.view(torch.float32).to(alpha.dtype)
         z = alpha / math.sqrt(self.in_features) * nn.functional.linear(unit, w)
         z = z if bias is None else z + bias
+        if mask is not None:
+            z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
+        return z
+
+    def _dense_head(self, x: Tensor, epilogue: int, dtype: torch.dtype | None) -> Tensor:
+        z = self._dense_logits(x, None)
         if epilogue == _SOFTMAX:
             z = z.softmax(-1)
         elif epilogue == _LOG_SOFTMAX:
             z = z.log_softmax(-1)
-        return z.to(dtype)
+        return z.to(dtype or (x.dtype if x.is_floating_point() else z.dtype))
 
     def get_extra_state(self) -> Tensor:
         text = json.dumps(self.codebook.identity())
@@ -186,6 +292,10 @@ class FixedClassifier(nn.Module):
             f"in_features={self.in_features}, num_classes={self.num_classes}, "
             f"codebook={self.codebook.kind!r}, bias={self.bias is not None}"
         )
+
+
+def _packed(allowed: Tensor | None) -> Tensor | None:
+    return allowed if allowed is None or allowed.dtype == torch.uint8 else ops.pack_mask(allowed)
 
 
 def _resolve(kind: str | Codebook, in_features: int, num_classes: int) -> Codebook:

@@ -6,6 +6,8 @@
 
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/cpu.h"
 #include "cpu/thread_pool.h"
@@ -23,7 +25,8 @@ void check(const Status& status) {
   if (!status.ok()) throw py::value_error(status.message());
 }
 
-DType dtype_of(const py::array& array, const char* name) {
+DType dtype_of(const py::array& array, const char* name,
+               const char* expected = "float32, bfloat16, float16 or float64") {
   if (array.dtype().byteorder() == '=') {
     switch (array.dtype().num()) {  // NumPy's type numbers, fixed by its ABI
       case 11:
@@ -37,8 +40,25 @@ DType dtype_of(const py::array& array, const char* name) {
   // NumPy itself has no bfloat16; ml_dtypes registers one of that name.
   const std::string dtype = py::str(array.dtype());
   if (dtype == "bfloat16") return DType::kBFloat16;
-  throw py::type_error(std::string(name) + " is " + dtype +
-                       ", expected float32, bfloat16, float16 or float64");
+  throw py::type_error(std::string(name) + " is " + dtype + ", expected " + expected);
+}
+
+// Of x, which may also hold integers.
+DType feature_dtype(const py::array& x) {
+  switch (x.dtype().num()) {
+    case 1:
+      return DType::kInt8;
+    case 2:
+      return DType::kSigns;
+    default:
+      return dtype_of(x, "x", "float32, bfloat16, float16, float64, int8 or uint8 (packed signs)");
+  }
+}
+
+// Of results that are never stored in 16 bits.
+py::dtype exact(DType dtype) {
+  return accumulation_dtype(dtype) == DType::kFloat64 ? py::dtype::of<double>()
+                                                      : py::dtype::of<float>();
 }
 
 // [..., columns] with contiguous rows at one stride, copied only where it is not that already.
@@ -64,9 +84,9 @@ Shape shape_of(const py::array& array) {
   return shape;
 }
 
-fixclf::ConstMatrix input(const py::array& array, const char* name) {
+fixclf::ConstMatrix input(const py::array& array, DType dtype) {
   const Shape s = shape_of(array);
-  return {array.data(), dtype_of(array, name), s.rows, s.columns, s.stride};
+  return {array.data(), dtype, s.rows, s.columns, s.stride};
 }
 
 fixclf::Matrix output(py::array& array) {
@@ -74,9 +94,14 @@ fixclf::Matrix output(py::array& array) {
   return {array.mutable_data(), dtype_of(array, "the output"), s.rows, s.columns, s.stride};
 }
 
+// [..., columns], or [...] with columns -1, for x [..., N].
 py::array empty_like_rows(const py::array& x, int64_t columns, const py::dtype& dtype) {
   std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
-  shape.back() = columns;
+  if (columns < 0) {
+    shape.pop_back();
+  } else {
+    shape.back() = columns;
+  }
   return py::array(dtype, shape);
 }
 
@@ -112,7 +137,7 @@ Codebook codebook_of(int64_t features, const std::optional<Bits>& base,
 
 py::array hadamard_transform(const py::array& x, double scale) {
   const py::array rows = as_rows(x, "x");
-  const fixclf::ConstMatrix in = input(rows, "x");
+  const fixclf::ConstMatrix in = input(rows, dtype_of(rows, "x"));
   py::array y = empty_like_rows(rows, in.columns, rows.dtype());
   const fixclf::Matrix out = output(y);
   Status status;
@@ -124,39 +149,161 @@ py::array hadamard_transform(const py::array& x, double scale) {
   return y;
 }
 
-py::array head(const py::array& x, double alpha, const std::optional<py::array>& bias,
-               int64_t in_features, const std::optional<Bits>& base,
-               const std::optional<Bits>& signs, int64_t base_order, int64_t log2, bool negate,
-               bool center, int64_t row_offset, int64_t column_offset, int64_t num_classes,
-               int64_t class_begin, int64_t class_end, bool normalize, int64_t epilogue,
-               const std::optional<py::dtype>& dtype) {
-  const py::array rows = as_rows(x, "x");
-  fixclf::HeadProblem p{};
-  p.x = input(rows, "x");
-  p.codebook = codebook_of(in_features, base, signs, base_order, log2, negate, center, row_offset,
-                           column_offset, num_classes, class_begin, class_end);
-  p.alpha = alpha;
-  if (bias) {
-    if (bias->ndim() != 1 || bias->strides(0) != bias->itemsize())
-      throw py::value_error("bias has " + std::to_string(bias->ndim()) +
-                            " dimension(s), expected a contiguous vector");
-    p.has_bias = true;
-    p.bias = bias->data();
-    p.bias_length = bias->size();
-    p.bias_dtype = dtype_of(*bias, "bias");
+using Mask = std::optional<Bits>;
+using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+// A head with its codebook, scale and bias; the arrays stay alive with it.
+class Head {
+ public:
+  Head(double alpha, std::optional<py::array> bias, int64_t in_features, std::optional<Bits> base,
+       std::optional<Bits> signs, int64_t base_order, int64_t log2, bool negate, bool center,
+       int64_t row_offset, int64_t column_offset, int64_t num_classes, int64_t class_begin,
+       int64_t class_end, bool normalize)
+      : base_(std::move(base)), signs_(std::move(signs)), bias_(std::move(bias)) {
+    common_.codebook = codebook_of(in_features, base_, signs_, base_order, log2, negate, center,
+                                   row_offset, column_offset, num_classes, class_begin, class_end);
+    common_.alpha = alpha;
+    common_.normalize = normalize;
+    if (bias_) {
+      if (bias_->ndim() != 1 || bias_->strides(0) != bias_->itemsize())
+        throw py::value_error("bias has " + std::to_string(bias_->ndim()) +
+                              " dimension(s), expected a contiguous vector");
+      common_.has_bias = true;
+      common_.bias = bias_->data();
+      common_.bias_length = bias_->size();
+      common_.bias_dtype = dtype_of(*bias_, "bias");
+    }
   }
-  p.normalize = normalize;
-  p.epilogue = static_cast<fixclf::Epilogue>(epilogue);
-  py::array out = empty_like_rows(rows, class_end - class_begin, dtype.value_or(rows.dtype()));
-  p.out = output(out);
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = fixclf::cpu::head(p, fixclf::cpu::thread_pool());
+
+  py::array map(const py::array& x, int64_t epilogue, const std::optional<py::dtype>& dtype) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, static_cast<fixclf::Epilogue>(epilogue));
+    if (epilogue > static_cast<int64_t>(fixclf::Epilogue::kSigmoid))
+      throw py::value_error("epilogue is " + std::to_string(epilogue) +
+                            ", expected 0 (logits) to 3 (sigmoid)");
+    py::array out =
+        empty_like_rows(rows, p.codebook.class_end - p.codebook.class_begin,
+                        dtype.value_or(is_floating(p.x.dtype) ? rows.dtype() : exact(p.x.dtype)));
+    p.out = output(out);
+    run(p);
+    return out;
   }
-  check(status);
-  return out;
-}
+
+  py::tuple topk(const py::array& x, int64_t k, bool log_probabilities, const Mask& mask) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, fixclf::Epilogue::kTopK);
+    set_mask(p, mask);
+    p.k = k;
+    p.log_probabilities = log_probabilities;
+    const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
+    py::array values = empty_like_rows(rows, columns, exact(p.x.dtype));
+    py::array indices = empty_like_rows(rows, columns, py::dtype::of<int64_t>());
+    py::array logsumexp = empty_like_rows(rows, -1, exact(p.x.dtype));
+    p.out = output(values);
+    p.indices = static_cast<int64_t*>(indices.mutable_data());
+    p.logsumexp = logsumexp.mutable_data();
+    run(p);
+    return py::make_tuple(values, indices, logsumexp);
+  }
+
+  py::array argmax(const py::array& x, const Mask& mask) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, fixclf::Epilogue::kArgMax);
+    set_mask(p, mask);
+    py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
+    p.indices = static_cast<int64_t*>(indices.mutable_data());
+    run(p);
+    return indices;
+  }
+
+  py::array sample(const py::array& x, const Ids& seeds, const Mask& mask) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, fixclf::Epilogue::kSample);
+    set_mask(p, mask);
+    set_ids(p, seeds, "seeds", rows, true);
+    py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
+    p.indices = static_cast<int64_t*>(indices.mutable_data());
+    run(p);
+    return indices;
+  }
+
+  py::tuple logprob(const py::array& x, const Ids& ids, const Mask& mask) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, fixclf::Epilogue::kLogProb);
+    set_mask(p, mask);
+    set_ids(p, ids, "ids", rows, false);
+    const int64_t columns = ids.ndim() == rows.ndim() ? p.ids_per_row : -1;
+    py::array logprobs = empty_like_rows(rows, columns, exact(p.x.dtype));
+    py::array logits = empty_like_rows(rows, columns, exact(p.x.dtype));
+    py::array logsumexp = empty_like_rows(rows, -1, exact(p.x.dtype));
+    p.out = {logprobs.mutable_data(), accumulation_dtype(p.x.dtype), p.x.rows, p.ids_per_row,
+             p.ids_per_row};
+    p.logits = logits.mutable_data();
+    p.logsumexp = logsumexp.mutable_data();
+    run(p);
+    return py::make_tuple(logprobs, logits, logsumexp);
+  }
+
+  py::tuple nll(const py::array& x, const Ids& target, int64_t ignore_index,
+                double label_smoothing) const {
+    const py::array rows = as_rows(x, "x");
+    auto p = problem(rows, fixclf::Epilogue::kNll);
+    set_ids(p, target, "target", rows, true);
+    p.ignore_index = ignore_index;
+    p.label_smoothing = label_smoothing;
+    py::array loss = empty_like_rows(rows, -1, exact(p.x.dtype));
+    py::array logsumexp = empty_like_rows(rows, -1, exact(p.x.dtype));
+    p.out = {loss.mutable_data(), accumulation_dtype(p.x.dtype), p.x.rows, 1, 1};
+    p.logsumexp = logsumexp.mutable_data();
+    run(p);
+    return py::make_tuple(loss, logsumexp);
+  }
+
+ private:
+  fixclf::HeadProblem problem(const py::array& rows, fixclf::Epilogue epilogue) const {
+    fixclf::HeadProblem p = common_;
+    p.x = input(rows, feature_dtype(rows));
+    p.epilogue = epilogue;
+    return p;
+  }
+
+  static void set_mask(fixclf::HeadProblem& p, const Mask& mask) {
+    if (!mask) return;
+    if (mask->ndim() == 0) throw py::value_error("mask has no dimensions, expected packed bits");
+    const Shape shape = shape_of(*mask);
+    p.mask = mask->data();
+    p.mask_rows = shape.rows;
+    p.mask_bytes = shape.columns;
+  }
+
+  // [...] (one a row) or [..., M] for x [..., N].
+  static void set_ids(fixclf::HeadProblem& p, const Ids& ids, const char* name,
+                      const py::array& rows, bool one_a_row) {
+    const py::ssize_t leading = rows.ndim() - 1;
+    bool matches = ids.ndim() == leading || (!one_a_row && ids.ndim() == leading + 1);
+    for (py::ssize_t i = 0; i < leading && matches; ++i) matches = ids.shape(i) == rows.shape(i);
+    if (!matches)
+      throw py::value_error(std::string(name) + " has shape " +
+                            std::string(py::str(ids.attr("shape"))) +
+                            ", expected that of x without its last dimension" +
+                            (one_a_row ? "" : ", or with another last one"));
+    p.ids = ids.data();
+    p.ids_per_row = ids.ndim() == leading ? 1 : ids.shape(leading);
+  }
+
+  static void run(const fixclf::HeadProblem& p) {
+    Status status;
+    {
+      const py::gil_scoped_release release;
+      status = fixclf::cpu::head(p, fixclf::cpu::thread_pool());
+    }
+    check(status);
+  }
+
+  std::optional<Bits> base_, signs_;
+  std::optional<py::array> bias_;
+  fixclf::HeadProblem common_{};
+};
 
 std::string isa() {
   std::string name;
@@ -169,12 +316,23 @@ std::string isa() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The fixclf_infer CPU kernels on NumPy arrays.";
   m.def("hadamard_transform", &hadamard_transform, py::arg("x"), py::arg("scale") = 1.0);
-  m.def("head", &head, py::arg("x"), py::arg("alpha"), py::arg("bias").none(true), py::kw_only(),
-        py::arg("in_features"), py::arg("base").none(true), py::arg("signs").none(true),
-        py::arg("base_order"), py::arg("log2"), py::arg("negate"), py::arg("center"),
-        py::arg("row_offset"), py::arg("column_offset"), py::arg("num_classes"),
-        py::arg("class_begin"), py::arg("class_end"), py::arg("normalize"), py::arg("epilogue"),
-        py::arg("dtype") = py::none());
+  py::class_<Head>(m, "Head")
+      .def(py::init<double, std::optional<py::array>, int64_t, std::optional<Bits>,
+                    std::optional<Bits>, int64_t, int64_t, bool, bool, int64_t, int64_t, int64_t,
+                    int64_t, int64_t, bool>(),
+           py::arg("alpha"), py::arg("bias").none(true), py::kw_only(), py::arg("in_features"),
+           py::arg("base").none(true), py::arg("signs").none(true), py::arg("base_order"),
+           py::arg("log2"), py::arg("negate"), py::arg("center"), py::arg("row_offset"),
+           py::arg("column_offset"), py::arg("num_classes"), py::arg("class_begin"),
+           py::arg("class_end"), py::arg("normalize"))
+      .def("map", &Head::map, py::arg("x"), py::arg("epilogue"), py::arg("dtype") = py::none())
+      .def("topk", &Head::topk, py::arg("x"), py::arg("k"), py::arg("log_probabilities") = false,
+           py::arg("mask") = py::none())
+      .def("argmax", &Head::argmax, py::arg("x"), py::arg("mask") = py::none())
+      .def("sample", &Head::sample, py::arg("x"), py::arg("seeds"), py::arg("mask") = py::none())
+      .def("logprob", &Head::logprob, py::arg("x"), py::arg("ids"), py::arg("mask") = py::none())
+      .def("nll", &Head::nll, py::arg("x"), py::arg("target"), py::arg("ignore_index") = -100,
+           py::arg("label_smoothing") = 0.0);
   m.def("isa", &isa, "The instruction set in use.");
   m.def(
       "set_isa", [](const std::string& name) { check(fixclf::cpu::set_isa(name)); },
@@ -190,7 +348,9 @@ PYBIND11_MODULE(_native, m) {
     fixclf::cpu::set_num_threads(threads);
   });
   py::dict epilogues;
-#define FIXCLF_EPILOGUE(enumerator, value, name) epilogues[name] = value;
+#define FIXCLF_MAP(name, value) epilogues[name] = value;
+#define FIXCLF_REDUCTION(name, value)
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) FIXCLF_##shape(name, value)
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
   m.attr("EPILOGUES") = epilogues;

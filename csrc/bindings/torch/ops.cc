@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/cpu.h"
@@ -43,6 +44,28 @@ DType dtype_of(ScalarType type, const char* name) {
   }
 }
 
+// Of x, which may also hold integers.
+DType feature_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Byte:
+      return DType::kSigns;
+    case ScalarType::Float:
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+    case ScalarType::Double:
+      return dtype_of(type, "x");
+    default:
+      fail(std::string("x is ") + torch::headeronly::toString(type) +
+           ", expected Float, BFloat16, Half, Double, Char or Byte (packed signs)");
+  }
+}
+
+ScalarType exact(DType dtype) {
+  return accumulation_dtype(dtype) == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
 void check_cpu(const Tensor& tensor, const char* name) {
   if (!tensor.is_cpu()) fail(std::string(name) + " is not on the CPU, where x is");
 }
@@ -68,10 +91,9 @@ Shape shape_of(const Tensor& tensor) {
   return shape;
 }
 
-ConstMatrix input(const Tensor& tensor, const char* name) {
+ConstMatrix input(const Tensor& tensor, DType dtype) {
   const Shape s = shape_of(tensor);
-  return {tensor.const_data_ptr(), dtype_of(tensor.scalar_type(), name), s.rows, s.columns,
-          s.stride};
+  return {tensor.const_data_ptr(), dtype, s.rows, s.columns, s.stride};
 }
 
 Matrix output(Tensor& tensor) {
@@ -80,16 +102,17 @@ Matrix output(Tensor& tensor) {
           s.columns, s.stride};
 }
 
-// [..., columns] on the CPU. The C shim directly: torch::stable::new_empty looks its operator up by
-// name at every call, which takes longer than the kernel on a small batch.
+// [..., columns], or [...] with columns -1, on the CPU; x is [..., N]. The C shim directly:
+// torch::stable::new_empty looks its operator up by name at every call, which takes longer than the
+// kernel on a small batch.
 Tensor empty_rows(const Tensor& x, int64_t columns, ScalarType type) {
   constexpr int kMaxDim = 64;
-  const int64_t dim = x.dim();
+  const int64_t dim = x.dim() - (columns < 0 ? 1 : 0);
   if (dim > kMaxDim) fail("x has " + std::to_string(dim) + " dimensions, expected at most 64");
   int64_t sizes[kMaxDim], strides[kMaxDim];
   int64_t stride = 1;
   for (int64_t i = dim - 1; i >= 0; --i) {
-    sizes[i] = i == dim - 1 ? columns : x.size(i);
+    sizes[i] = i == x.dim() - 1 ? columns : x.size(i);
     strides[i] = stride;
     stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
@@ -106,6 +129,9 @@ Tensor empty_rows(const Tensor& x, int64_t columns, ScalarType type) {
       break;
     case ScalarType::Float:
       dtype = aoti_torch_dtype_float32();
+      break;
+    case ScalarType::Long:
+      dtype = aoti_torch_dtype_int64();
       break;
     default:
       fail(std::string("dtype is ") + torch::headeronly::toString(type) +
@@ -176,7 +202,7 @@ Codebook codebook_of(const std::optional<Tensor>& base, const std::optional<Tens
 
 Tensor hadamard_transform(Tensor x, double scale) {
   const Tensor rows = as_rows(x, "x");
-  const ConstMatrix in = input(rows, "x");
+  const ConstMatrix in = input(rows, dtype_of(rows.scalar_type(), "x"));
   Tensor y = empty_rows(rows, in.columns, rows.scalar_type());
   check(fixclf::cpu::transform({in, output(y), scale}, torch_threads()));
   return y;
@@ -193,12 +219,15 @@ double scalar_of(const Tensor& alpha, DType expected) {
                                   : *static_cast<const float*>(alpha.const_data_ptr());
 }
 
-Tensor head(Tensor x, Tensor alpha, std::optional<Tensor> bias, std::optional<Tensor> base,
-            std::optional<Tensor> signs, std::vector<int64_t> geometry, bool normalize,
-            int64_t epilogue, std::optional<ScalarType> dtype) {
-  const Tensor rows = as_rows(x, "x");
+using Bits = std::optional<Tensor>;
+
+// What every head shares; `rows` is x as as_rows makes it.
+fixclf::HeadProblem problem(const Tensor& rows, const Tensor& alpha, const Bits& bias,
+                            const Bits& base, const Bits& signs,
+                            const std::vector<int64_t>& geometry, bool normalize,
+                            fixclf::Epilogue epilogue) {
   fixclf::HeadProblem p{};
-  p.x = input(rows, "x");
+  p.x = input(rows, feature_dtype(rows.scalar_type()));
   p.codebook = codebook_of(base, signs, geometry);
   p.alpha = scalar_of(alpha, accumulation_dtype(p.x.dtype));
   if (bias) {
@@ -212,23 +241,189 @@ Tensor head(Tensor x, Tensor alpha, std::optional<Tensor> bias, std::optional<Te
     p.bias_dtype = dtype_of(bias->scalar_type(), "bias");
   }
   p.normalize = normalize;
-  p.epilogue = static_cast<fixclf::Epilogue>(epilogue);
-  Tensor out = empty_rows(rows, p.codebook.class_end - p.codebook.class_begin,
-                          dtype.value_or(rows.scalar_type()));
+  p.epilogue = epilogue;
+  return p;
+}
+
+// Packed bits, one row for all rows of x or one for each.
+void set_mask(fixclf::HeadProblem& p, const Bits& mask) {
+  if (!mask) return;
+  check_cpu(*mask, "mask");
+  if (mask->scalar_type() != ScalarType::Byte || mask->dim() == 0 || !mask->is_contiguous())
+    fail(std::string("mask is a tensor of ") + std::to_string(mask->dim()) +
+         " dimension(s) and dtype " + torch::headeronly::toString(mask->scalar_type()) +
+         (mask->is_contiguous() ? "" : " with gaps") +
+         ", expected packed bits: contiguous, of Byte, [bytes] or [..., bytes]");
+  const Shape shape = shape_of(*mask);
+  p.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+  p.mask_rows = shape.rows;
+  p.mask_bytes = shape.columns;
+}
+
+// int64 [...] (one a row) or [..., M] for x [..., N].
+void set_ids(fixclf::HeadProblem& p, const Tensor& ids, const char* name, const Tensor& rows,
+             bool one_a_row) {
+  check_cpu(ids, name);
+  if (ids.scalar_type() != ScalarType::Long || !ids.is_contiguous())
+    fail(std::string(name) + " is " + torch::headeronly::toString(ids.scalar_type()) +
+         (ids.is_contiguous() ? "" : " with gaps") + ", expected contiguous and Long");
+  const int64_t leading = rows.dim() - 1;
+  bool matches = ids.dim() == leading || (!one_a_row && ids.dim() == leading + 1);
+  for (int64_t i = 0; i < leading && matches; ++i) matches = ids.size(i) == rows.size(i);
+  if (!matches) {
+    std::string shape;
+    for (int64_t i = 0; i < ids.dim(); ++i) shape += (i ? ", " : "") + std::to_string(ids.size(i));
+    fail(std::string(name) + " has shape [" + shape + "], expected that of x without its last " +
+         "dimension" + (one_a_row ? "" : ", or with another last one"));
+  }
+  p.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+  p.ids_per_row = ids.dim() == leading ? 1 : ids.size(leading);
+}
+
+int64_t* indices_of(Tensor& tensor) { return static_cast<int64_t*>(tensor.mutable_data_ptr()); }
+
+// [B, 1] for a tensor of one element a row.
+Matrix column(Tensor& tensor, const fixclf::HeadProblem& p) {
+  return {tensor.mutable_data_ptr(), accumulation_dtype(p.x.dtype), p.x.rows, 1, 1};
+}
+
+Tensor head(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs, std::vector<int64_t> geometry,
+            bool normalize, int64_t epilogue, std::optional<ScalarType> dtype) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize,
+                   static_cast<fixclf::Epilogue>(epilogue));
+  Tensor out =
+      empty_rows(rows, p.codebook.class_end - p.codebook.class_begin,
+                 dtype.value_or(is_floating(p.x.dtype) ? rows.scalar_type() : ScalarType::Float));
   p.out = output(out);
+  if (epilogue > static_cast<int64_t>(fixclf::Epilogue::kSigmoid))
+    fail("epilogue is " + std::to_string(epilogue) + ", expected 0 (logits) to 3 (sigmoid)");
   check(fixclf::cpu::head(p, torch_threads()));
   return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> head_topk(Tensor x, Tensor alpha, Bits bias, Bits base,
+                                             Bits signs, std::vector<int64_t> geometry,
+                                             bool normalize, int64_t k, bool log_probabilities,
+                                             Bits mask) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kTopK);
+  set_mask(p, mask);
+  p.k = k;
+  p.log_probabilities = log_probabilities;
+  const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
+  Tensor values = empty_rows(rows, columns, exact(p.x.dtype));
+  Tensor indices = empty_rows(rows, columns, ScalarType::Long);
+  Tensor logsumexp = empty_rows(rows, -1, exact(p.x.dtype));
+  p.out = output(values);
+  p.indices = indices_of(indices);
+  p.logsumexp = logsumexp.mutable_data_ptr();
+  check(fixclf::cpu::head(p, torch_threads()));
+  return {values, indices, logsumexp};
+}
+
+Tensor head_argmax(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
+                   std::vector<int64_t> geometry, bool normalize, Bits mask) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kArgMax);
+  set_mask(p, mask);
+  Tensor indices = empty_rows(rows, -1, ScalarType::Long);
+  p.indices = indices_of(indices);
+  check(fixclf::cpu::head(p, torch_threads()));
+  return indices;
+}
+
+Tensor head_sample(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
+                   std::vector<int64_t> geometry, bool normalize, Tensor seeds, Bits mask) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kSample);
+  set_mask(p, mask);
+  set_ids(p, seeds, "seeds", rows, true);
+  Tensor indices = empty_rows(rows, -1, ScalarType::Long);
+  p.indices = indices_of(indices);
+  check(fixclf::cpu::head(p, torch_threads()));
+  return indices;
+}
+
+std::tuple<Tensor, Tensor, Tensor> head_logprob(Tensor x, Tensor alpha, Bits bias, Bits base,
+                                                Bits signs, std::vector<int64_t> geometry,
+                                                bool normalize, Tensor ids, Bits mask) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kLogProb);
+  set_mask(p, mask);
+  set_ids(p, ids, "ids", rows, false);
+  const int64_t columns = ids.dim() == rows.dim() ? p.ids_per_row : -1;
+  Tensor logprobs = empty_rows(rows, columns, exact(p.x.dtype));
+  Tensor logits = empty_rows(rows, columns, exact(p.x.dtype));
+  Tensor logsumexp = empty_rows(rows, -1, exact(p.x.dtype));
+  p.out = columns < 0 ? column(logprobs, p) : output(logprobs);
+  p.logits = logits.mutable_data_ptr();
+  p.logsumexp = logsumexp.mutable_data_ptr();
+  check(fixclf::cpu::head(p, torch_threads()));
+  return {logprobs, logits, logsumexp};
+}
+
+std::tuple<Tensor, Tensor> head_nll(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
+                                    std::vector<int64_t> geometry, bool normalize, Tensor target,
+                                    int64_t ignore_index, double label_smoothing) {
+  const Tensor rows = as_rows(x, "x");
+  auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kNll);
+  set_ids(p, target, "target", rows, true);
+  p.ignore_index = ignore_index;
+  p.label_smoothing = label_smoothing;
+  Tensor loss = empty_rows(rows, -1, exact(p.x.dtype));
+  Tensor logsumexp = empty_rows(rows, -1, exact(p.x.dtype));
+  p.out = column(loss, p);
+  p.logsumexp = logsumexp.mutable_data_ptr();
+  check(fixclf::cpu::head(p, torch_threads()));
+  return {loss, logsumexp};
+}
+
+// One element a row, as head_nll made them.
+const void* column_of(const Tensor& tensor, const char* name, const fixclf::HeadProblem& p) {
+  check_cpu(tensor, name);
+  const DType expected = accumulation_dtype(p.x.dtype);
+  if (dtype_of(tensor.scalar_type(), name) != expected || !tensor.is_contiguous() ||
+      tensor.numel() != p.x.rows)
+    fail(std::string(name) + " has " + std::to_string(tensor.numel()) + " elements of " +
+         torch::headeronly::toString(tensor.scalar_type()) + ", expected " +
+         std::to_string(p.x.rows) + " contiguous ones of " + name_of(expected));
+  return tensor.const_data_ptr();
+}
+
+std::tuple<Tensor, Tensor> head_nll_backward(Tensor grad, Tensor logsumexp, Tensor x, Tensor alpha,
+                                             Bits bias, Bits base, Bits signs,
+                                             std::vector<int64_t> geometry, bool normalize,
+                                             Tensor target, int64_t ignore_index,
+                                             double label_smoothing) {
+  const Tensor rows = as_rows(x, "x");
+  fixclf::NllBackwardProblem problem_{
+      problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kNll),
+      nullptr,
+      {},
+      nullptr};
+  fixclf::HeadProblem& p = problem_.head;
+  set_ids(p, target, "target", rows, true);
+  p.ignore_index = ignore_index;
+  p.label_smoothing = label_smoothing;
+  problem_.grad = column_of(grad, "grad", p);
+  p.logsumexp = const_cast<void*>(column_of(logsumexp, "logsumexp", p));
+  Tensor projected = empty_rows(rows, p.codebook.features, exact(p.x.dtype));
+  problem_.projected = output(projected);
+  Tensor bias_grad = torch::stable::new_empty(
+      projected, {bias ? p.codebook.class_end - p.codebook.class_begin : 0});
+  if (bias) problem_.bias_grad = bias_grad.mutable_data_ptr();
+  check(fixclf::cpu::nll_backward(problem_, torch_threads()));
+  return {projected, bias_grad};
 }
 
 Tensor project_adjoint(Tensor g, std::optional<Tensor> base, std::optional<Tensor> signs,
                        std::vector<int64_t> geometry) {
   const Tensor rows = as_rows(g, "g");
   fixclf::AdjointProblem p{};
-  p.g = input(rows, "g");
+  p.g = input(rows, dtype_of(rows.scalar_type(), "g"));
   p.codebook = codebook_of(base, signs, geometry);
-  Tensor out = empty_rows(
-      rows, p.codebook.features,
-      accumulation_dtype(p.g.dtype) == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
+  Tensor out = empty_rows(rows, p.codebook.features, exact(p.g.dtype));
   p.out = output(out);
   check(fixclf::cpu::adjoint(p, torch_threads()));
   return out;
@@ -236,16 +431,33 @@ Tensor project_adjoint(Tensor g, std::optional<Tensor> base, std::optional<Tenso
 
 }  // namespace
 
+#define FIXCLF_HEAD                                                                          \
+  "Tensor x, Tensor alpha, Tensor? bias, Tensor? base, Tensor? signs, int[] geometry, bool " \
+  "normalize"
+
 STABLE_TORCH_LIBRARY(fixclf, m) {
   m.def("hadamard_transform(Tensor x, float scale=1.0) -> Tensor");
-  m.def(
-      "head(Tensor x, Tensor alpha, Tensor? bias, Tensor? base, Tensor? signs, int[] geometry, "
-      "bool normalize, int epilogue, ScalarType? dtype=None) -> Tensor");
+  m.def("head(" FIXCLF_HEAD ", int epilogue, ScalarType? dtype=None) -> Tensor");
+  m.def("head_topk(" FIXCLF_HEAD
+        ", int k, bool log_probabilities=False, Tensor? mask=None) -> (Tensor, Tensor, Tensor)");
+  m.def("head_argmax(" FIXCLF_HEAD ", Tensor? mask=None) -> Tensor");
+  m.def("head_sample(" FIXCLF_HEAD ", Tensor seeds, Tensor? mask=None) -> Tensor");
+  m.def("head_logprob(" FIXCLF_HEAD ", Tensor ids, Tensor? mask=None) -> (Tensor, Tensor, Tensor)");
+  m.def("head_nll(" FIXCLF_HEAD
+        ", Tensor target, int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor)");
+  m.def("head_nll_backward(Tensor grad, Tensor logsumexp, " FIXCLF_HEAD
+        ", Tensor target, int ignore_index, float label_smoothing) -> (Tensor, Tensor)");
   m.def("project_adjoint(Tensor g, Tensor? base, Tensor? signs, int[] geometry) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fixclf, CPU, m) {
   m.impl("hadamard_transform", TORCH_BOX(&hadamard_transform));
   m.impl("head", TORCH_BOX(&head));
+  m.impl("head_topk", TORCH_BOX(&head_topk));
+  m.impl("head_argmax", TORCH_BOX(&head_argmax));
+  m.impl("head_sample", TORCH_BOX(&head_sample));
+  m.impl("head_logprob", TORCH_BOX(&head_logprob));
+  m.impl("head_nll", TORCH_BOX(&head_nll));
+  m.impl("head_nll_backward", TORCH_BOX(&head_nll_backward));
   m.impl("project_adjoint", TORCH_BOX(&project_adjoint));
 }

@@ -1,4 +1,4 @@
-// out[i] = z[i] - logsumexp(z). Cost: one exponential a class.
+// out[i] = z[i] - logsumexp(z). Cost: one exponential a class, and the logits twice.
 #pragma once
 
 #include "cpu/logits-inl.h"
@@ -7,19 +7,24 @@ namespace fixclf {
 namespace {
 
 template <class V, class Out>
-struct LogSoftmaxEpilogue {
-  LogSumExp<V> lse;
+struct LogSoftmaxEpilogue : MapDefaults<V, Out> {
+  ChunkedLogSumExp<V> lse;
 
   static constexpr int passes(bool /*resident*/) { return 2; }
 
   template <class Logits>
-  FIXCLF_INLINE void segment(int pass, const Logits& z, Out* out) {
-    if (pass == 0) return lse.add(z);
-    const auto shift = V::set(lse.value());
-    z.for_logits(0, [&](int64_t i, typename V::F value, auto lanes) {
-      lanes.store(out + i, value - shift);
-    });
+  FIXCLF_INLINE void segment(int pass, const Logits& z) {
+    if (pass == 0) {
+      lse.chunk.add(z);
+      return;
+    }
+    Out* to = this->out + z.first_class;
+    const auto shift = V::set(lse.total.value());
+    z.for_logits(
+        0, [&](int64_t i, typename V::F value, auto lanes) { lanes.store(to + i, value - shift); });
   }
+  void end_chunk() { lse.end_chunk(); }
+  void merge(const LogSoftmaxEpilogue& later) { lse.total.merge(later.lse.total); }
 };
 
 }  // namespace

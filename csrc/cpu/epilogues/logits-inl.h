@@ -7,13 +7,12 @@ namespace fixclf {
 namespace {
 
 template <class V, class Out>
-struct LogitsEpilogue {
-  static constexpr int passes(bool /*resident*/) { return 1; }
-
+struct LogitsEpilogue : MapDefaults<V, Out> {
   template <class Logits>
-  FIXCLF_INLINE void segment(int /*pass*/, const Logits& z, Out* out) {
+  FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
+    Out* to = this->out + z.first_class;
     z.for_logits(0,
-                 [&](int64_t i, typename V::F value, auto lanes) { lanes.store(out + i, value); });
+                 [&](int64_t i, typename V::F value, auto lanes) { lanes.store(to + i, value); });
   }
 };
 

@@ -11,43 +11,53 @@ namespace fixclf {
 namespace {
 
 template <class V, class Out>
-struct SoftmaxEpilogue {
+struct SoftmaxEpilogue : MapDefaults<V, Out> {
   using F = typename V::F;
 
-  LogSumExp<V> lse;
+  ChunkedLogSumExp<V> lse;
 
+  // Values are kept: the negated segment moves its own out of the way of the other's.
+  static constexpr bool kBackwards = true;
   static constexpr int passes(bool resident) { return resident ? 3 : 2; }
 
   FIXCLF_INLINE typename V::Real inverse_sum() const {
-    return static_cast<typename V::Real>(1 / lse.sum);
+    return static_cast<typename V::Real>(1 / lse.total.sum);
   }
 
   template <class Logits>
-  FIXCLF_INLINE void segment(int pass, const Logits& z, Out* out) {
+  FIXCLF_INLINE void segment(int pass, const Logits& z) {
+    Out* to = this->out + z.first_class;
+    LogSumExp<V>& total = lse.total;
     if (z.room == nullptr) {
-      if (pass == 0) return lse.add(z);
-      const F shift = V::set(lse.max), inverse = V::set(inverse_sum());
+      if (pass == 0) {
+        lse.chunk.add(z);
+        return;
+      }
+      const F shift = V::set(total.max), inverse = V::set(inverse_sum());
       z.for_logits(0, [&](int64_t i, F value, auto lanes) {
-        lanes.store(out + i, exp<V>(value - shift) * inverse);
+        lanes.store(to + i, exp<V>(value - shift) * inverse);
       });
     } else if (pass == 0) {
-      lse.max = lse.max_of(z, lse.max);
+      const auto top = total.max_of(z);
+      total.max = total.max > top ? total.max : top;
     } else if (pass == 1) {
-      const F shift = V::set(lse.max);
+      const F shift = V::set(total.max);
       LongSum<V> terms;
-      z.for_logits(lse.kLowest, [&](int64_t i, F value, auto) {
+      z.for_logits(z.kLowest, [&](int64_t i, F value, auto) {
         const F e = exp<V>(value - shift);
         V::store(z.room + i, e);
         terms.add(e);
       });
-      lse.sum += terms.value();
+      total.sum += terms.value();
     } else {
       const F inverse = V::set(inverse_sum());
       for_lanes<V>(z.count, [&](int64_t i, auto lanes) {
-        lanes.store(out + i, V::load(z.room + i) * inverse);
+        lanes.store(to + i, V::load(z.room + i) * inverse);
       });
     }
   }
+  void end_chunk() { lse.end_chunk(); }
+  void merge(const SoftmaxEpilogue& later) { lse.total.merge(later.lse.total); }
 };
 
 }  // namespace

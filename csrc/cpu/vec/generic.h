@@ -12,8 +12,6 @@
 
 #include "core/types.h"
 
-#define FIXCLF_INLINE inline __attribute__((always_inline))
-
 namespace fixclf {
 namespace {
 
@@ -27,14 +25,21 @@ struct Types;
     typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
     typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
     typedef double D __attribute__((vector_size(8 * width)));            \
+    typedef int32_t S __attribute__((vector_size(4 * width)));           \
     typedef uint32_t U __attribute__((vector_size(4 * width)));          \
     typedef uint16_t H __attribute__((vector_size(2 * width)));          \
+    typedef int16_t Q __attribute__((vector_size(2 * width)));           \
+    typedef int8_t B __attribute__((vector_size(width)));                \
   };
 FIXCLF_TYPES(double, int64_t, 1)
 FIXCLF_TYPES(float, int32_t, 1)
 FIXCLF_TYPES(float, int32_t, 4)
 FIXCLF_TYPES(float, int32_t, 8)
 FIXCLF_TYPES(float, int32_t, 16)
+FIXCLF_TYPES(int16_t, int16_t, 1)
+FIXCLF_TYPES(int16_t, int16_t, 8)
+FIXCLF_TYPES(int16_t, int16_t, 16)
+FIXCLF_TYPES(int16_t, int16_t, 32)
 #undef FIXCLF_TYPES
 
 template <class RealT, int kWidthT>
@@ -47,8 +52,11 @@ struct Generic {
   using F = typename T::F;  // of Real
   using I = typename T::I;  // of integers as wide
   using D = typename T::D;  // of double, for sums of sums
-  using U = typename T::U;  // of uint32_t, and
+  using S = typename T::S;  // of int32_t
+  using U = typename T::U;  // of uint32_t
   using H = typename T::H;  // of uint16_t, for the 16-bit dtypes
+  using Q = typename T::Q;  // of int16_t
+  using B = typename T::B;  // of int8_t
 
   static FIXCLF_INLINE F set(Real value) { return F{} + value; }
   static FIXCLF_INLINE F load(const Real* p) {
@@ -107,6 +115,32 @@ struct Generic {
     const I lane_bit = lane_bits<first>(std::make_integer_sequence<int, kWidth>());
     const I minus = ((I{} + static_cast<Int>(bits)) & lane_bit) == lane_bit;
     return reinterpret_cast<F>(reinterpret_cast<I>(v) ^ (minus & sign_bits()));
+  }
+
+  // One bit a lane from a comparison, lane 0 lowest.
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kWidth; ++lane) bits |= (mask[lane] & 1u) << lane;
+    return bits;
+  }
+  // v where the lane's bit is set, `other` elsewhere.
+  static FIXCLF_INLINE F where(uint32_t bits, F v, F other) {
+    const I lane_bit = lane_bits<0>(std::make_integer_sequence<int, kWidth>());
+    return ((I{} + static_cast<Int>(bits)) & lane_bit) == lane_bit ? v : other;
+  }
+  // 0, 1, 2, ...
+  static FIXCLF_INLINE U lane_numbers() {
+    return lane_numbers_impl(std::make_integer_sequence<int, kWidth>());
+  }
+
+  static FIXCLF_INLINE F load(const int8_t* p) {
+    B bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    if constexpr (sizeof(Real) == 2) {
+      return __builtin_convertvector(bytes, F);
+    } else {
+      return __builtin_convertvector(__builtin_convertvector(bytes, S), F);
+    }
   }
 
   // Other dtypes. bfloat16 is the upper half of a float; rounding is to nearest even.
@@ -174,6 +208,10 @@ struct Generic {
   static FIXCLF_INLINE I lane_bits(std::integer_sequence<int, lane...>) {
     return I{static_cast<Int>(1u << (first + lane))...};
   }
+  template <int... lane>
+  static FIXCLF_INLINE U lane_numbers_impl(std::integer_sequence<int, lane...>) {
+    return U{static_cast<uint32_t>(lane)...};
+  }
   template <int bit>
   static FIXCLF_INLINE F reduce_add_impl(F v) {
     if constexpr (bit == kLog2Width) {
@@ -192,9 +230,44 @@ struct Generic {
   }
 };
 
+// Integer sums in int16_t, for transforms of small integers.
+template <int kWidthT>
+struct GenericShort : Generic<int16_t, kWidthT> {
+  using F = typename Generic<int16_t, kWidthT>::F;
+  using S = typename Generic<int16_t, kWidthT>::S;
+  static constexpr int kCodelet = 3;
+  static constexpr int kRadix = 3;
+
+  using Generic<int16_t, kWidthT>::store;
+  // By halves: GCC takes vectors wider than a register through the stack.
+  static FIXCLF_INLINE void store(float* p, F v) {
+    if constexpr (kWidthT == 1) {
+      *p = v[0];
+    } else {
+      using Half = Types<float, kWidthT / 2>;
+      typename Half::Q halves[2];
+      memcpy(halves, &v, sizeof v);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        const auto wide = __builtin_convertvector(
+            __builtin_convertvector(halves[i], typename Half::S), typename Half::F);
+        memcpy(p + i * kWidthT / 2, &wide, sizeof wide);
+      }
+    }
+  }
+
+  // sum + v^2 in int32_t; how lanes meet is the instruction set's choice, only their total counts.
+  using Sum = S;
+  static FIXCLF_INLINE Sum add_squares(Sum sum, F v) {
+    const S wide = __builtin_convertvector(v, S);
+    return sum + wide * wide;
+  }
+};
+
 // How many lanes of a vector count: all of them, or the first n at the end of a row.
 template <class V>
 struct AllLanes {
+  static FIXCLF_INLINE int count() { return V::kWidth; }
   template <class T>
   FIXCLF_INLINE typename V::F load(const T* p) const {
     return V::load(p);
@@ -208,6 +281,7 @@ struct AllLanes {
 template <class V>
 struct FirstLanes {
   int64_t n;
+  FIXCLF_INLINE int count() const { return static_cast<int>(n); }
   template <class T>
   FIXCLF_INLINE typename V::F load(const T* p) const {
     return V::load_first(p, n);

@@ -9,6 +9,7 @@ namespace fixclf {
 namespace {
 
 struct Float : Generic<float, 4> {
+  using Short = GenericShort<8>;
   static constexpr int kCodelet = 4;
   static constexpr int kRadix = 4;
 

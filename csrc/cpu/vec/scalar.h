@@ -8,6 +8,7 @@ namespace {
 
 template <class Real>
 struct Scalar : Generic<Real, 1> {
+  using Short = GenericShort<1>;
   static constexpr int kCodelet = 3;
   static constexpr int kRadix = 3;
 };

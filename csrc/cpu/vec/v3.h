@@ -8,7 +8,30 @@
 namespace fixclf {
 namespace {
 
+// GCC widens half a register at a time where it is not told the instruction.
+struct Short : GenericShort<16> {
+  using GenericShort::load;
+  using GenericShort::store;
+  static FIXCLF_INLINE F load(const int8_t* p) {
+    return reinterpret_cast<F>(
+        _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static FIXCLF_INLINE void store(float* p, F v) {
+    const auto lanes = reinterpret_cast<__m256i>(v);
+    const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(lanes));
+    const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(lanes, 1));
+    _mm256_storeu_ps(p, _mm256_cvtepi32_ps(low));
+    _mm256_storeu_ps(p + 8, _mm256_cvtepi32_ps(high));
+  }
+  typedef int32_t Sum __attribute__((vector_size(32)));
+  static FIXCLF_INLINE Sum add_squares(Sum sum, F v) {
+    const auto lanes = reinterpret_cast<__m256i>(v);
+    return sum + reinterpret_cast<Sum>(_mm256_madd_epi16(lanes, lanes));
+  }
+};
+
 struct Float : Generic<float, 8> {
+  using Short = fixclf::Short;
   static constexpr int kCodelet = 3;
   static constexpr int kRadix = 3;
 
@@ -24,6 +47,13 @@ struct Float : Generic<float, 8> {
   }
   static FIXCLF_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+  }
+  static FIXCLF_INLINE F load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static FIXCLF_INLINE F load(const Float16* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -8,7 +8,30 @@
 namespace fixclf {
 namespace {
 
+// GCC widens half a register at a time where it is not told the instruction.
+struct Short : GenericShort<32> {
+  using GenericShort::load;
+  using GenericShort::store;
+  static FIXCLF_INLINE F load(const int8_t* p) {
+    return reinterpret_cast<F>(
+        _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+  static FIXCLF_INLINE void store(float* p, F v) {
+    const auto lanes = reinterpret_cast<__m512i>(v);
+    const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(lanes));
+    const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(lanes, 1));
+    _mm512_storeu_ps(p, _mm512_cvtepi32_ps(low));
+    _mm512_storeu_ps(p + 16, _mm512_cvtepi32_ps(high));
+  }
+  typedef int32_t Sum __attribute__((vector_size(64)));
+  static FIXCLF_INLINE Sum add_squares(Sum sum, F v) {
+    const auto lanes = reinterpret_cast<__m512i>(v);
+    return sum + reinterpret_cast<Sum>(_mm512_madd_epi16(lanes, lanes));
+  }
+};
+
 struct Float : Generic<float, 16> {
+  using Short = fixclf::Short;
   static constexpr int kCodelet = 4;
   static constexpr int kRadix = 4;
 
@@ -24,6 +47,10 @@ struct Float : Generic<float, 16> {
   }
   static FIXCLF_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static FIXCLF_INLINE F load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static FIXCLF_INLINE F load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }

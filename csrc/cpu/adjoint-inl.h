@@ -1,0 +1,179 @@
+// The adjoint of the projection, u = W^T g, and the gradients of the negative log-likelihood.
+#pragma once
+
+#include "cpu/features-inl.h"
+#include "cpu/logits-inl.h"
+
+namespace fixclf {
+namespace {
+
+// P_b^T, packed as P_b is.
+struct TransposedBase {
+  uint8_t bits[kMaxBaseOrder * kMaxBaseOrder / 8];
+
+  explicit TransposedBase(const Codebook& cb) {
+    if (cb.base == nullptr) return;
+    memset(bits, 0, static_cast<size_t>(cb.base_order * cb.base_stride()));
+    for (int64_t i = 0; i < cb.base_order; ++i) {
+      for (int64_t j = 0; j < cb.base_order; ++j) {
+        const int bit = cb.base[i * cb.base_stride() + j / 8] >> j % 8 & 1;
+        bits[j * cb.base_stride() + i / 8] |= static_cast<uint8_t>(bit << i % 8);
+      }
+    }
+  }
+};
+
+// a[j] = y[j mod width] for j < n, n a multiple of width, both powers of two.
+template <class V>
+FIXCLF_INLINE void unfold(const typename V::Real* y, int64_t width, int64_t n,
+                          typename V::Real* a) {
+  if (width >= V::kWidth) {
+    for (int64_t j = 0; j < n; j += V::kWidth) V::store(a + j, V::load(y + (j & (width - 1))));
+  } else {
+    for (int64_t j = 0; j < n; ++j) a[j] = y[j & (width - 1)];
+  }
+}
+
+// How many rows of a block take part in the products with its transpose.
+FIXCLF_INLINE int64_t adjoint_width(const Codebook& cb, int64_t rows) {
+  return cb.base_order == 1 ? int64_t{1} << log2_ceil(rows) : cb.order();
+}
+
+template <class V>
+FIXCLF_INLINE void clear(typename V::Real* y, int64_t width) {
+  for (int64_t i = 0; i < round_up(width, kPad<V>); i += V::kWidth)
+    V::store(y + i, typename V::F{});
+}
+
+// out = (or +=) D (P^T (x) H_{2^k}) y for one block, y zero outside of the classes' rows and
+// overwritten. Cost: that of the forward direction.
+template <class V>
+void block_adjoint(const Codebook& cb, const TransposedBase& transposed, int64_t block,
+                   bool accumulate, typename V::Real* y, typename V::Real* a,
+                   typename V::Real* out) {
+  using F = typename V::F;
+  using Real = typename V::Real;
+  const int k = static_cast<int>(cb.log2);
+  const int64_t n = cb.order(), rows = rows_needed(cb, block);
+  if (cb.center) {
+    const F stretch = V::set(static_cast<Real>(center<V>(cb, y)));
+    for_lanes<V>(rows,
+                 [&](int64_t i, auto lanes) { lanes.store(y + i, V::load(y + i) * stretch); });
+  }
+  if (cb.base_order == 1) {
+    transform<V, false>(y, y, log2_ceil(rows), 1);
+    unfold<V>(y, adjoint_width(cb, rows), n, a);
+  } else {
+    transforms<V, false>(y, y, k, cb.base_order, 1);
+    mix<V>(transposed.bits, cb.base_order, k, cb.base_order, nullptr, y, a);
+  }
+  const uint8_t* signs = cb.signs == nullptr ? nullptr : cb.signs + block * cb.sign_stride();
+  for_lanes<V>(cb.features, [&](int64_t j, auto lanes) {
+    F value = flipped<V>(a, signs, j + cb.column_offset, n);
+    if (accumulate) value += lanes.load(out + j);
+    lanes.store(out + j, value);
+  });
+}
+
+// out = W^T g: for each block the negated classes' gradients are subtracted before the transform.
+template <class V, class T>
+void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scratch) {
+  using F = typename V::F;
+  using Real = typename V::Real;
+  const Codebook& cb = p.codebook;
+  Real* a = static_cast<Real*>(scratch);
+  Real* y = a + padded_row<V>(cb.order());
+  const TransposedBase transposed(cb);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* g = static_cast<const T*>(p.g.data) + row * p.g.stride;
+    Real* out = static_cast<Real*>(p.out.data) + row * p.out.stride;
+    for (int64_t block = first_block(cb); block <= last_block(cb); ++block) {
+      clear<V>(y, adjoint_width(cb, rows_needed(cb, block)));
+      for_segments(cb, block, [&](int64_t first, int sign, int64_t row0, int64_t count) {
+        for_lanes<V>(count, [&](int64_t i, auto lanes) {
+          const F value = lanes.load(g + first + i);
+          Real* at = y + row0 + i;
+          lanes.store(at, sign > 0 ? lanes.load(at) + value : lanes.load(at) - value);
+        });
+      });
+      block_adjoint<V>(cb, transposed, block, block != first_block(cb), y, a, out);
+    }
+  }
+}
+
+// Rows of scratch: a tile, the block's rows, their gradients, and the adjoint's own.
+constexpr int kNllBackwardRows = kRowTile + 3;
+
+// Rows [begin, end) and blocks [first, last]: `projected` (row `begin` first) is set, `bias_grad`
+// (null: not wanted) added to. The logits are computed again: no array of [B, C].
+template <class V, Addend kAddend>
+void nll_backward_part(const NllBackwardProblem& problem, int64_t begin, int64_t end, int64_t first,
+                       int64_t last, typename V::Real* projected, typename V::Real* bias_grad,
+                       void* scratch) {
+  using F = typename V::F;
+  using Real = typename V::Real;
+  const HeadProblem& p = problem.head;
+  const Codebook& cb = p.codebook;
+  const int64_t n = cb.features, room = padded_row<V>(cb.order());
+  const double classes = static_cast<double>(cb.class_end - cb.class_begin);
+  const RowLoader<V> loader{p};
+  const TransposedBase transposed(cb);
+  Real* y = static_cast<Real*>(scratch);
+  Real* dz = y + room;
+  Real* a = dz + room;
+  Real* staged = a + room;
+  const int64_t tile = loader.direct ? 1 : kRowTile;
+  for (int64_t row = begin; row < end; row += tile) {
+    const int count = static_cast<int>(end - row < tile ? end - row : tile);
+    Real scales[kRowTile];
+    for (int t = 0; t < count; ++t) scales[t] = loader.load(row + t, staged + t * room, y);
+    for (int64_t block = first; block <= last; ++block) {
+      for (int t = 0; t < count; ++t) {
+        Real* out = projected + (row + t - begin) * n;
+        const int64_t target = p.ids[row + t];
+        const Real grad = static_cast<const Real*>(problem.grad)[row + t];
+        // Rows with a NaN, whose gradients are NaN, and rows that do not count.
+        if (scales[t] != scales[t] || target == p.ignore_index) {
+          const Real fill = target == p.ignore_index ? 0 : scales[t];
+          for (int64_t j = 0; j < n; ++j) out[j] = fill;
+          if (bias_grad != nullptr) {
+            for_segments(cb, block, [&](int64_t first_class, int, int64_t, int64_t length) {
+              for (int64_t i = 0; i < length; ++i) bias_grad[first_class + i] += fill;
+            });
+          }
+          continue;
+        }
+        if (!loader.direct) block_rows<V>(cb, block, rows_needed(cb, block), staged + t * room, y);
+        const double stretch = cb.center ? center<V>(cb, y) : 1;
+        clear<V>(dz, adjoint_width(cb, rows_needed(cb, block)));
+        const F shift = V::set(static_cast<const Real*>(p.logsumexp)[row + t]);
+        const F factor = V::set(grad);
+        const F smooth = V::set(static_cast<Real>(grad * (p.label_smoothing / classes)));
+        const Real hit = static_cast<Real>(grad * (1 - p.label_smoothing));
+        for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t length) {
+          Segment<V, kAddend> z{};
+          z.y = y + row0;
+          z.scale = static_cast<Real>(sign * stretch * scales[t]);
+          z.bias = p.has_bias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
+          z.count = length;
+          Real* db = bias_grad == nullptr ? nullptr : bias_grad + first_class;
+          const F direction = V::set(static_cast<Real>(sign));
+          z.for_logits(0, [&](int64_t i, F value, auto lanes) {
+            const F g = exp<V>(value - shift) * factor - smooth;
+            if (db != nullptr) lanes.store(db + i, lanes.load(db + i) + g);
+            lanes.store(dz + row0 + i, V::fma(g, direction, lanes.load(dz + row0 + i)));
+          });
+          const int64_t i = target - first_class;
+          if (i >= 0 && i < length) {
+            dz[row0 + i] -= static_cast<Real>(sign) * hit;
+            if (db != nullptr) db[i] -= hit;
+          }
+        });
+        block_adjoint<V>(cb, transposed, block, block != first, dz, a, out);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fixclf

@@ -1,0 +1,29 @@
+// index = argmax z, the lowest class on ties. Cost: a multiply-add, a comparison and two selections
+// a class; no exponential.
+#pragma once
+
+#include "cpu/logits-inl.h"
+
+namespace fixclf {
+namespace {
+
+template <class V>
+struct ArgMaxEpilogue : EpilogueDefaults {
+  Best<V> best;
+  int64_t* index;
+
+  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+    index = p.indices + row;
+    return true;
+  }
+  template <class Logits>
+  FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
+    best.add(z, [](int64_t, typename V::F value) { return value; });
+  }
+  void merge(const ArgMaxEpilogue& later) { best.merge(later.best); }
+  void finish() { *index = best.id; }
+  void invalid(typename V::Real /*nan*/) { *index = 0; }
+};
+
+}  // namespace
+}  // namespace fixclf

@@ -234,16 +234,16 @@ def forced(case: Case, isa: str) -> timing.Variant:
         "class_begin": 0,
         "class_end": case.num_classes,
         "normalize": True,
-        "epilogue": int(case.epilogue),
     }
-    features, bias, alpha = x.numpy(), head.bias.numpy(), float(head.alpha)
+    native = _native.Head(float(head.alpha), head.bias.numpy(), **data)
+    features = x.numpy()
 
     def prepare() -> None:
         _native.set_isa(isa)
         _native.set_num_threads(1)
 
     def call() -> NDArray[np.float32]:
-        return _native.head(features, alpha, bias, **data)
+        return native.map(features, int(case.epilogue))
 
     prepare()
     check_head(case, head, torch.from_numpy(call()), x)

@@ -128,9 +128,9 @@ def head(
     then the epilogue. Accumulates in float32 (float64 for float64 features).
 
     Args:
-        x: float32, bfloat16, float16 or float64; int8, whose sums are exact, so that the result does
-            not depend on a quantisation scale (N ≤ 65536); or uint8 [..., ⌈N/8⌉], ±1 features from
-            `pack_signs`.
+        x: float32, bfloat16, float16 or float64; int8, whose sums are exact, so that the result
+            does not depend on a quantisation scale (N ≤ 65536); or uint8 [..., ⌈N/8⌉], ±1 features
+            from `pack_signs`.
         alpha: one finite element, float32 (float64 for float64 features).
         bias: [class_end − class_begin] of alpha's dtype, or None.
         codebook: from `codebook_arguments`.
@@ -223,8 +223,8 @@ def head_logprob(
     mask: Tensor | None = None,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """At the classes ids, int64 [...] or [..., M]: log-probabilities and logits of the shape of ids,
-    and logsumexp [...]. ValueError names the first id outside [0, C)."""
+    """At the classes ids, int64 [...] or [..., M]: log-probabilities and logits of that shape, and
+    logsumexp [...]. ValueError names the first id outside [0, C)."""
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.fixclf.head_logprob.default(
         x, alpha, bias, *codebook, normalize, ids, mask
     )
@@ -279,7 +279,8 @@ def unpack_signs(packed: Tensor, in_features: int, dtype: torch.dtype = torch.fl
     """±1 features [..., N] of packed signs."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.unsqueeze(-1) >> places & 1).flatten(-2)[..., :in_features]
-    return 1 - 2 * bits.to(dtype)
+    signs: Tensor = 1 - 2 * bits.to(dtype)
+    return signs
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:

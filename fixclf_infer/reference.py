@@ -64,7 +64,7 @@ def unpack_signs(packed: ArrayLike, in_features: int) -> F64:
     bits = np.unpackbits(
         np.asarray(packed, np.uint8), axis=-1, count=in_features, bitorder="little"
     )
-    return 1.0 - 2.0 * bits
+    return np.asarray(1.0 - 2.0 * bits, np.float64)
 
 
 def masked(z: F64, allowed: ArrayLike | None) -> F64:
@@ -108,20 +108,18 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def gumbel(seeds: ArrayLike, num_classes: int) -> F64:
-    """The noise [..., C] that `sample` adds to the logits: −log E_i, E_i = −log(1 − U_i), with U_i a
-    hash of the row's seed and i."""
+    """The noise [..., C] that `sample` adds to the logits: −log E_i, E_i = −log(1 − U_i), with U_i
+    a hash of the row's seed and i."""
     x = np.asarray(seeds, np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
-    low, high = (
-        (x & np.uint64(0xFFFFFFFF)).astype(np.uint32),
-        (x >> np.uint64(32)).astype(np.uint32),
-    )
+    low, high = x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)
     ids = np.arange(num_classes, dtype=np.uint32)
-    hashed = _mix(_mix(ids ^ low[..., None]) + high[..., None])
+    hashed = _mix(ids ^ low.astype(np.uint32)[..., None])
+    hashed = _mix(hashed + high.astype(np.uint32)[..., None])
     u = ((hashed >> np.uint32(1)) + 0.5) * 2.0**-31
-    return -np.log(-np.log1p(-u))
+    return np.asarray(-np.log(-np.log1p(-u)), np.float64)
 
 
 def sample(z: F64, seeds: ArrayLike) -> NDArray[np.int64]:

@@ -281,7 +281,7 @@ void test_head(const Runner& run) {
       features[r].push_back(x.set(r * stride + j, normalize ? normal() : normal() / 16));
   std::vector<double> biases;
   for (int64_t i = 0; biased && i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
-#define FIXCLF_EPILOGUE(enumerator, value, name) Epilogue::k##enumerator,
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) Epilogue::k##enumerator,
   for (const Epilogue epilogue : {
 #include "core/epilogue.def"
        }) {

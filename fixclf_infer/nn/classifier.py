@@ -128,8 +128,8 @@ class FixedClassifier(nn.Module):
         log_probabilities: bool = False,
         allowed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best classes: values [..., k], classes [..., k], logsumexp [...], without an array of
-        logits. Sorted, the lowest class first on ties.
+        """The k best classes: values [..., k], classes [..., k], logsumexp [...], without an array
+        of logits. Sorted, the lowest class first on ties.
 
         Args:
             k: 1 to min(C, 1024).
@@ -170,8 +170,8 @@ class FixedClassifier(nn.Module):
         *,
         allowed: Tensor | None = None,
     ) -> Tensor:
-        """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The generator
-        gives each row a seed; a row's sample depends on its features and its seed alone."""
+        """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The
+        generator gives each row a seed; a row's sample depends on its features and seed alone."""
         inputs, mask = self._inputs(x), _packed(allowed)
         if self.dense_bits is None:
             seeds = torch.randint(2**63 - 1, x.shape[:-1], generator=generator, device=x.device)
@@ -190,9 +190,9 @@ class FixedClassifier(nn.Module):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """Cross-entropy of the softmax with the classes target (int64 [...]), as
-        `torch.nn.functional.cross_entropy` of the logits, without them: neither this nor the backward
-        pass keeps an array of [..., C]. reduction: "mean" (over targets that are not ignored),
-        "sum" or "none" ([...])."""
+        `torch.nn.functional.cross_entropy` of the logits, without them: neither this nor the
+        backward pass keeps an array of [..., C]. reduction: "mean" (over targets that are not
+        ignored), "sum" or "none" ([...])."""
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
         if self.dense_bits is not None:

@@ -1,6 +1,7 @@
 // The kernels against a dense float64 oracle, in every instruction set that this machine has, on
 // buffers of exactly the size that they may touch. Built with AddressSanitizer and
 // UndefinedBehaviorSanitizer by `make test-cpp`.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -62,6 +63,14 @@ class Buffer {
         std::memcpy(bytes_.get() + 2 * i, &half, 2);
         break;
       }
+      case DType::kInt8: {
+        const auto byte = static_cast<int8_t>(std::lround(std::clamp(40 * value, -128.0, 127.0)));
+        std::memcpy(bytes_.get() + i, &byte, 1);
+        break;
+      }
+      case DType::kSigns:
+        bytes_[i] = static_cast<char>(pick(0, 255));
+        break;
       case DType::kFloat16: {
         // Normal numbers only: |value| in [2^-14, 65504], or 0.
         const uint32_t sign = bits >> 16 & 0x8000;
@@ -86,6 +95,7 @@ class Buffer {
       std::memcpy(&value, bytes_.get() + 4 * i, 4);
       return value;
     }
+    if (!is_floating(dtype_)) return static_cast<int8_t>(bytes_[i]);
     uint16_t half;
     std::memcpy(&half, bytes_.get() + 2 * i, 2);
     if (dtype_ == DType::kBFloat16) {
@@ -119,8 +129,9 @@ double rounding(DType dtype) {
       return 0x1p-8;
     case DType::kFloat16:
       return 0x1p-10;
+    default:
+      return 0;
   }
-  return 0;
 }
 
 int sign_of(const std::vector<uint8_t>& bits, int64_t stride, int64_t row, int64_t column) {
@@ -225,7 +236,47 @@ std::vector<double> oracle(const Rows& w, const std::vector<double>& x, double a
   return z;
 }
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
+                             DType::kFloat64, DType::kInt8,     DType::kSigns};
+
+// Random rows of features, as stored and as numbers.
+struct Features {
+  DType dtype;
+  int64_t rows, columns, stride;
+  Buffer stored;
+  Rows values;
+
+  Features(DType type, int64_t rows_, int64_t features, double size)
+      : dtype(type),
+        rows(rows_),
+        columns(type == DType::kSigns ? (features + 7) / 8 : features),
+        stride(columns + pick(0, 3)),
+        stored(type, rows == 0 ? 0 : (rows - 1) * stride + columns),
+        values(static_cast<size_t>(rows)) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const double value = stored.set(r * stride + j, size * normal());
+        if (type != DType::kSigns) values[r].push_back(value);
+      }
+      for (int64_t j = 0; type == DType::kSigns && j < features; ++j) {
+        const int byte = static_cast<int>(stored.get(r * stride + j / 8));
+        values[r].push_back(byte >> j % 8 & 1 ? -1 : 1);
+      }
+    }
+  }
+  ConstMatrix matrix() { return {stored.data(), dtype, rows, columns, stride}; }
+
+  // These rows `times` times, one after the other.
+  Features repeated(int64_t times) {
+    Features all(dtype, rows * times, static_cast<int64_t>(values[0].size()), 1);
+    const int64_t bytes = size_of(dtype);
+    for (int64_t r = 0; r < all.rows; ++r)
+      std::memcpy(static_cast<char*>(all.stored.data()) + r * all.stride * bytes,
+                  static_cast<char*>(stored.data()) + r % rows * stride * bytes,
+                  static_cast<size_t>(columns * bytes));
+    return all;
+  }
+};
 
 // Runs one kernel as the current instruction set, or as the 16-lane unit that only the tests have.
 struct Runner {
@@ -235,7 +286,8 @@ struct Runner {
     if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::head(p, {});
     const Status status = validate(p);
     if (status.ok())
-      with_scratch(table->head_scratch(p), [&](void* s) { table->head(p, 0, p.x.rows, s); });
+      with_scratch(table->head_plan(p).scratch,
+                   [&](void* s) { table->head_rows(p, 0, p.x.rows, s); });
     return status;
   }
   Status operator()(const AdjointProblem& p) const {
@@ -268,28 +320,20 @@ void test_head(const Runner& run) {
   const Case c;
   CHECK(c.validate().ok());
   const Rows w = c.matrix();
-  const DType dtype = kDTypes[pick(0, 3)];
+  const DType dtype = kDTypes[pick(0, 5)];
   const DType exact = accumulation_dtype(dtype);
-  const int64_t rows = pick(0, 3), stride = c.cb.features + pick(0, 3);
   const bool normalize = pick(0, 4) > 0, biased = coin();
-  const double alpha = static_cast<float>(normalize ? 6 * normal() : 0.5 * normal());
-  Buffer x(dtype, rows == 0 ? 0 : (rows - 1) * stride + c.cb.features);
+  const double alpha = static_cast<float>(normalize ? 6 * normal() : 0.02 * normal());
+  Features x(dtype, pick(0, 3), c.cb.features, normalize ? 1 : 1. / 16);
   Buffer bias(exact, c.shard());
-  std::vector<std::vector<double>> features(static_cast<size_t>(rows));
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < c.cb.features; ++j)
-      features[r].push_back(x.set(r * stride + j, normalize ? normal() : normal() / 16));
   std::vector<double> biases;
   for (int64_t i = 0; biased && i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
-#define FIXCLF_EPILOGUE(enumerator, value, name, shape) Epilogue::k##enumerator,
-  for (const Epilogue epilogue : {
-#include "core/epilogue.def"
-       }) {
-#undef FIXCLF_EPILOGUE
-    Buffer out(coin() ? dtype : exact, rows * c.shard());
+  for (const Epilogue epilogue :
+       {Epilogue::kLogits, Epilogue::kSoftmax, Epilogue::kLogSoftmax, Epilogue::kSigmoid}) {
+    Buffer out(coin() && is_floating(dtype) ? dtype : exact, x.rows * c.shard());
     HeadProblem p{};
     p.codebook = c.cb;
-    p.x = {x.data(), dtype, rows, c.cb.features, stride};
+    p.x = x.matrix();
     p.alpha = alpha;
     p.has_bias = biased;
     p.bias = biased ? bias.data() : nullptr;
@@ -297,10 +341,10 @@ void test_head(const Runner& run) {
     p.bias_dtype = exact;
     p.normalize = normalize;
     p.epilogue = epilogue;
-    p.out = {out.data(), out.dtype(), rows, c.shard(), c.shard()};
+    p.out = {out.data(), out.dtype(), x.rows, c.shard(), c.shard()};
     CHECK(run(p).ok());
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto expected = oracle(w, features[r], alpha, biases, normalize, epilogue);
+    for (int64_t r = 0; r < x.rows; ++r) {
+      const auto expected = oracle(w, x.values[r], alpha, biases, normalize, epilogue);
       for (int64_t i = 0; i < c.shard(); ++i) {
         const double got = out.get(r * c.shard() + i), want = expected[i];
         const double bound = 3e-5 + rounding(out.dtype()) * (std::abs(want) + 0x1p-14);
@@ -317,6 +361,267 @@ void test_head(const Runner& run) {
     }
   }
   CHECK(true);
+}
+
+// Every reduction of one problem, on buffers of their exact sizes.
+struct Reductions {
+  HeadProblem common{};
+  Buffer values, topk_lse, logprobs, logits, logprob_lse, losses, nll_lse;
+  std::vector<int64_t> topk, argmax, sample, ids, targets, seeds;
+
+  Reductions(const HeadProblem& p, int64_t k, int64_t ids_per_row)
+      : common(p),
+        values(exact(), p.x.rows * k),
+        topk_lse(exact(), p.x.rows),
+        logprobs(exact(), p.x.rows * ids_per_row),
+        logits(exact(), p.x.rows * ids_per_row),
+        logprob_lse(exact(), p.x.rows),
+        losses(exact(), p.x.rows),
+        nll_lse(exact(), p.x.rows),
+        topk(static_cast<size_t>(p.x.rows * k)),
+        argmax(static_cast<size_t>(p.x.rows)),
+        sample(argmax.size()),
+        ids(static_cast<size_t>(p.x.rows * ids_per_row)),
+        targets(argmax.size()),
+        seeds(argmax.size()) {
+    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+    common.k = k;
+    for (auto& id : ids) id = pick(0, classes - 1);
+    for (auto& target : targets) target = pick(0, 9) == 0 ? -100 : pick(0, classes - 1);
+    for (auto& seed : seeds) seed = pick(std::numeric_limits<int64_t>::min(), 0);
+    common.ids_per_row = ids_per_row;
+    common.ignore_index = -100;
+    common.label_smoothing = coin() ? 0 : 0.1;
+  }
+  DType exact() const { return accumulation_dtype(common.x.dtype); }
+
+  template <class Run>
+  bool run(Run&& head) {
+    HeadProblem p = common;
+    const int64_t rows = p.x.rows;
+    p.epilogue = Epilogue::kTopK;
+    p.out = {values.data(), exact(), rows, p.k, p.k};
+    p.indices = topk.data();
+    p.logsumexp = topk_lse.data();
+    bool ok = head(p).ok();
+    p.epilogue = Epilogue::kArgMax;
+    p.indices = argmax.data();
+    ok = head(p).ok() && ok;
+    p.epilogue = Epilogue::kSample;
+    p.indices = sample.data();
+    p.ids = seeds.data();
+    ok = head(p).ok() && ok;
+    p.epilogue = Epilogue::kLogProb;
+    p.ids = ids.data();
+    p.out = {logprobs.data(), exact(), rows, p.ids_per_row, p.ids_per_row};
+    p.logits = logits.data();
+    p.logsumexp = logprob_lse.data();
+    ok = head(p).ok() && ok;
+    if (p.mask != nullptr) return ok;
+    p.epilogue = Epilogue::kNll;
+    p.ids = targets.data();
+    p.ids_per_row = 1;
+    p.out = {losses.data(), exact(), rows, 1, 1};
+    p.logsumexp = nll_lse.data();
+    return head(p).ok() && ok;
+  }
+};
+
+bool allowed(const HeadProblem& p, int64_t row, int64_t i) {
+  if (p.mask == nullptr) return true;
+  return p.mask[(p.mask_rows == 1 ? 0 : row) * p.mask_bytes + i / 8] >> i % 8 & 1;
+}
+
+bool near(double got, double want) {
+  return got == want || std::abs(got - want) <= 3e-5 * (1 + std::abs(want));
+}
+
+void test_reductions(const Runner& run) {
+  const Case c;
+  const Rows w = c.matrix();
+  const DType dtype = kDTypes[pick(0, 5)], exact = accumulation_dtype(dtype);
+  Features x(dtype, pick(0, 6), c.cb.features, 1);
+  const double alpha = static_cast<float>(6 * normal());
+  Buffer bias(exact, c.shard());
+  std::vector<double> biases;
+  for (int64_t i = 0; i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
+  HeadProblem p{};
+  p.codebook = c.cb;
+  p.x = x.matrix();
+  p.alpha = alpha;
+  p.normalize = true;
+  p.has_bias = coin();
+  p.bias = p.has_bias ? bias.data() : nullptr;
+  p.bias_length = c.shard();
+  p.bias_dtype = exact;
+  if (!p.has_bias) biases.clear();
+  p.mask_rows = coin() ? 1 : x.rows;
+  p.mask_bytes = (c.shard() + 7) / 8;
+  std::vector<uint8_t> mask(static_cast<size_t>(p.mask_rows * p.mask_bytes));
+  if (coin()) {
+    const int density = static_cast<int>(pick(0, 8));
+    for (int64_t r = 0; r < p.mask_rows; ++r) {
+      for (int64_t i = 0; i < p.mask_bytes; ++i)
+        for (int bit = 0; bit < 8; ++bit)
+          mask[r * p.mask_bytes + i] |= static_cast<uint8_t>((pick(0, 8) < density) << bit);
+      const int64_t one = pick(0, c.shard() - 1);
+      mask[r * p.mask_bytes + one / 8] |= static_cast<uint8_t>(1 << one % 8);
+    }
+    p.mask = mask.data();
+  }
+  Reductions got(p, pick(1, std::min<int64_t>(c.shard(), 40)), pick(1, 4));
+  if (!CHECK(got.run(run))) return;
+  const int64_t k = got.common.k;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    auto z = oracle(w, x.values[r], alpha, biases, true, Epilogue::kLogits);
+    double mean = 0;
+    for (double v : z) mean += v / static_cast<double>(z.size());
+    for (int64_t i = 0; i < c.shard(); ++i)
+      if (!allowed(p, r, i)) z[i] = -HUGE_VAL;
+    double top = -HUGE_VAL, sum = 0;
+    for (double v : z) top = std::max(top, v);
+    for (double v : z) sum += std::exp(v - top);
+    const double lse = top + std::log(sum);
+    CHECK(near(got.topk_lse.get(r), lse) && near(got.logprob_lse.get(r), lse));
+    auto sorted = z;
+    std::sort(sorted.begin(), sorted.end(), [](double a, double b) { return a > b; });
+    std::vector<bool> seen(z.size());
+    bool good = true;
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t id = got.topk[r * k + i];
+      if (!CHECK(id >= 0 && id < c.shard() && !seen[id])) return;
+      seen[id] = true;
+      good = good && near(got.values.get(r * k + i), sorted[i]) && near(z[id], sorted[i]);
+    }
+    CHECK(good);
+    CHECK(got.argmax[r] == got.topk[r * k]);
+    CHECK(allowed(p, r, got.sample[r]));
+    for (int64_t i = 0; i < got.common.ids_per_row; ++i) {
+      const int64_t at = r * got.common.ids_per_row + i;
+      CHECK(near(got.logits.get(at), z[got.ids[at]]));
+      CHECK(near(got.logprobs.get(at), z[got.ids[at]] - lse));
+    }
+    if (p.mask != nullptr) continue;
+    const double eps = got.common.label_smoothing;
+    const double loss = got.targets[r] < 0 ? 0 : lse - (1 - eps) * z[got.targets[r]] - eps * mean;
+    CHECK(near(got.losses.get(r), loss));
+  }
+}
+
+// Few rows share their classes among threads, many rows are shared; bit for bit the same.
+void test_chunks() {
+  Case c;
+  do c = Case();
+  while (c.cb.order() > 64 || c.cb.center);
+  const int64_t blocks = pick(40000, 90000) / c.cb.rows_per_block() + 1;
+  std::vector<uint8_t> signs(static_cast<size_t>(blocks * c.cb.sign_stride()));
+  for (auto& byte : signs) byte = static_cast<uint8_t>(pick(0, 255));
+  Codebook cb = c.cb;
+  cb.blocks = blocks;
+  cb.signs = signs.data();
+  cb.classes = cb.class_end = blocks * cb.rows_per_block() - cb.row_offset;
+  cb.class_begin = pick(0, 2000);
+  Features x(kDTypes[pick(0, 5)], 7, cb.features, 1);
+  HeadProblem p{};
+  p.codebook = cb;
+  p.x = x.matrix();
+  p.alpha = 7;
+  p.normalize = true;
+  const int64_t classes = cb.class_end - cb.class_begin;
+  std::vector<uint8_t> mask(static_cast<size_t>((classes + 7) / 8));
+  for (auto& byte : mask) byte = pick(0, 50) == 0 ? 0x42 : 0;
+  mask[3] = 1;
+  if (coin()) {
+    p.mask = mask.data();
+    p.mask_rows = 1;
+    p.mask_bytes = static_cast<int64_t>(mask.size());
+  }
+  Reductions shared(p, pick(1, 200), 3);
+  cpu::set_num_threads(static_cast<int>(pick(1, 4)));
+  CHECK(shared.run([](const HeadProblem& q) { return cpu::head(q, cpu::thread_pool()); }));
+  // The same rows six times over: more than are split.
+  Features many = x.repeated(6);
+  HeadProblem q = p;
+  q.x = many.matrix();
+  Reductions whole(q, shared.common.k, 3);
+  whole.common.label_smoothing = shared.common.label_smoothing;
+  const auto repeat = [](std::vector<int64_t>& to, const std::vector<int64_t>& from) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] = from[i % from.size()];
+  };
+  repeat(whole.ids, shared.ids);
+  repeat(whole.targets, shared.targets);
+  repeat(whole.seeds, shared.seeds);
+  CHECK(whole.run([](const HeadProblem& r) { return cpu::head(r, {}); }));
+  bool same = true;
+  for (size_t i = 0; i < whole.topk.size(); ++i)
+    same = same && whole.topk[i] == shared.topk[i % shared.topk.size()] &&
+           whole.values.get(i) == shared.values.get(i % shared.topk.size());
+  for (size_t i = 0; i < whole.argmax.size(); ++i) {
+    const auto j = static_cast<int64_t>(i % shared.argmax.size());
+    same = same && whole.argmax[i] == shared.argmax[j] && whole.sample[i] == shared.sample[j] &&
+           whole.topk_lse.get(i) == shared.topk_lse.get(j) &&
+           (p.mask != nullptr || whole.losses.get(i) == shared.losses.get(j));
+  }
+  CHECK(same);
+}
+
+// The gradients of the loss against those of the oracle.
+void test_nll_backward() {
+  const Case c;
+  const Rows w = c.matrix();
+  const DType dtype = kDTypes[pick(0, 3)], exact = accumulation_dtype(dtype);
+  const int64_t rows = pick(1, 80), n = c.cb.features;
+  Features x(dtype, rows, n, 1);
+  Buffer bias(exact, c.shard()), loss(exact, rows), lse(exact, rows), grad(exact, rows);
+  Buffer projected(exact, rows * n), bias_grad(exact, c.shard());
+  std::vector<double> biases;
+  for (int64_t i = 0; i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
+  std::vector<int64_t> targets(static_cast<size_t>(rows));
+  for (auto& target : targets) target = pick(0, 5) == 0 ? -1 : pick(0, c.shard() - 1);
+  NllBackwardProblem p{};
+  p.head.codebook = c.cb;
+  p.head.x = x.matrix();
+  p.head.alpha = 3;
+  p.head.normalize = true;
+  p.head.has_bias = true;
+  p.head.bias = bias.data();
+  p.head.bias_length = c.shard();
+  p.head.bias_dtype = exact;
+  p.head.epilogue = Epilogue::kNll;
+  p.head.ids = targets.data();
+  p.head.ids_per_row = 1;
+  p.head.ignore_index = -1;
+  p.head.label_smoothing = coin() ? 0 : 0.2;
+  p.head.out = {loss.data(), exact, rows, 1, 1};
+  p.head.logsumexp = lse.data();
+  if (!CHECK(cpu::head(p.head, {}).ok())) return;
+  for (int64_t r = 0; r < rows; ++r) grad.set(r, normal());
+  p.grad = grad.data();
+  p.projected = {projected.data(), exact, rows, n, n};
+  p.bias_grad = bias_grad.data();
+  cpu::set_num_threads(static_cast<int>(pick(1, 3)));
+  if (!CHECK(cpu::nll_backward(p, cpu::thread_pool()).ok())) return;
+  std::vector<double> db(w.size());
+  double worst = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    auto dz = oracle(w, x.values[r], 3, biases, true, Epilogue::kSoftmax);
+    for (size_t i = 0; i < dz.size(); ++i) {
+      const double eps = p.head.label_smoothing;
+      dz[i] -= eps / static_cast<double>(dz.size());
+      if (static_cast<int64_t>(i) == targets[r]) dz[i] -= 1 - eps;
+      dz[i] *= targets[r] < 0 ? 0 : grad.get(r);
+      db[i] += dz[i];
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      double want = 0;
+      for (size_t i = 0; i < dz.size(); ++i) want += w[i][j] * dz[i];
+      worst = std::max(worst, std::abs(projected.get(r * n + j) - want));
+    }
+  }
+  CHECK(worst < 1e-4);
+  for (size_t i = 0; i < db.size(); ++i)
+    worst = std::max(worst, std::abs(bias_grad.get(static_cast<int64_t>(i)) - db[i]));
+  CHECK(worst < 1e-4);
 }
 
 void test_adjoint(const Runner& run) {
@@ -512,11 +817,14 @@ int main() {
     const int before = check::counts().passed;
     for (int i = 0; i < 300; ++i) {
       test_head(run);
+      test_reductions(run);
       test_adjoint(run);
       test_transform(run);
     }
     test_extreme_rows(run);
     for (int i = 0; i < 20; ++i) test_batch_invariance();
+    for (int i = 0; i < 4; ++i) test_chunks();
+    for (int i = 0; i < 40; ++i) test_nll_backward();
     std::printf("%s: %d checks\n", isa.c_str(), check::counts().passed - before);
   }
   for (int i = 0; i < 20; ++i) test_errors();

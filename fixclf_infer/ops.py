@@ -451,7 +451,7 @@ def _(
     classes = _check_head(x, geometry, alpha=alpha, bias=bias, base=base, signs=signs)
     exact = _accumulation(x.dtype)
     return (
-        x.new_empty(x.shape, dtype=exact),
+        x.new_empty((*x.shape[:-1], Geometry(*geometry).in_features), dtype=exact),
         x.new_empty((0 if bias is None else classes,), dtype=exact),
     )
 

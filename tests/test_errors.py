@@ -453,6 +453,289 @@ def test_number_of_threads(threads: int) -> None:
         _native.set_num_threads(threads)
 
 
+# Reductions.
+
+NATIVE_REDUCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "topk": ("topk", {"k": 3}),
+    "argmax": ("argmax", {}),
+    "sample": ("sample", {"seeds": np.zeros(2, np.int64)}),
+    "logprob": ("logprob", {"ids": np.zeros(2, np.int64)}),
+    "nll": ("nll", {"target": np.zeros(2, np.int64)}),
+}
+
+
+def reduce_native(name: str, x: Any = None, **changes: Any) -> Any:
+    """A method of `_native.Head` on good arguments but for the changes."""
+    method, arguments = NATIVE_REDUCTIONS[name]
+    head = _native.Head(2.0, None, **native_arguments(BOOK), normalize=True)
+    x = np.ones((2, 8), np.float32) if x is None else x
+    return getattr(head, method)(x, **{**arguments, **changes})
+
+
+def reduce_torch(name: str, x: Any = None, **changes: Any) -> Any:
+    """The same through torch.ops.fixclf.*; arrays become tensors."""
+    method, arguments = NATIVE_REDUCTIONS[name]
+    arguments = {
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for key, value in {**arguments, **changes}.items()
+    }
+    x = torch.ones(2, 8) if x is None else torch.from_numpy(x)
+    codebook = ops.codebook_arguments(BOOK)
+    return getattr(ops, f"head_{method}")(x, torch.tensor(2.0), None, codebook, **arguments)
+
+
+def ids(*values: Any) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def mask(*shape: int, value: int = 255) -> np.ndarray:
+    return np.full(shape, value, np.uint8)
+
+
+ids_shape = "expected that of x without its last dimension"
+mask_row = "mask allows no class in row"
+REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "k = 0": ("topk", {"k": 0}, "k is 0, expected 1 to 12 for 12 classes"),
+    "k negative": ("topk", {"k": -1}, "k is -1, expected 1 to 12"),
+    "k most negative": ("topk", {"k": -(2**63)}, "k is -9223372036854775808, expected 1 to 12"),
+    "k over C": ("topk", {"k": 13}, "k is 13, expected 1 to 12 for 12 classes"),
+    "k huge": ("topk", {"k": 2**62}, "k is 4611686018427387904, expected 1 to 12"),
+    # ids and targets: the first that is wrong
+    "an id over C": ("logprob", {"ids": ids(3, 12)}, r"ids\[1\] is 12, expected .* \[0, 12\)"),
+    "an id below 0": ("logprob", {"ids": ids(-1, 99)}, r"ids\[0\] is -1, expected a class in"),
+    "an id of many": (
+        "logprob",
+        {"ids": ids([1, 2, 3], [4, 5, -100])},
+        r"ids\[1, 2\] is -100, expected a class in \[0, 12\)",
+    ),
+    "an id beyond 32 bits": ("logprob", {"ids": ids(0, 2**32)}, r"ids\[1\] is 4294967296, exp"),
+    "an id of 64 bits": ("logprob", {"ids": ids(-(2**63), 0)}, r"ids\[0\] is -9223372036854775808"),
+    "a target over C": ("nll", {"target": ids(11, 12)}, r"target\[1\] is 12, expected a class"),
+    "a target below 0": ("nll", {"target": ids(-1, -2)}, r"target\[0\] is -1, expected a class"),
+    "a target of -100 that is not ignored": (
+        "nll",
+        {"target": ids(-100, -100), "ignore_index": 5},
+        r"target\[0\] is -100, expected a class in \[0, 12\)",
+    ),
+    "a target beyond 32 bits": ("nll", {"target": ids(0, 2**32)}, r"target\[1\] is 4294967296"),
+    # their shapes
+    "too few ids": ("logprob", {"ids": ids(1)}, rf"ids has shape .*1.*{ids_shape}, or with anoth"),
+    "too many ids": ("logprob", {"ids": ids(1, 2, 3)}, rf"ids has shape .*3.*{ids_shape}"),
+    "ids transposed": ("logprob", {"ids": np.zeros((3, 2), np.int64)}, rf"ids has .*{ids_shape}"),
+    "ids of three dimensions": (
+        "logprob",
+        {"ids": np.zeros((2, 1, 1), np.int64)},
+        rf"ids has shape .*2, 1, 1.*{ids_shape}",
+    ),
+    "an id without dimensions": ("logprob", {"ids": np.array(1)}, rf"ids has .*{ids_shape}"),
+    "too few targets": ("nll", {"target": ids(1)}, rf"target has shape .*1.*{ids_shape}"),
+    "targets of two dimensions": ("nll", {"target": ids([1], [2])}, rf"target has .*{ids_shape}"),
+    "too few seeds": ("sample", {"seeds": ids(1)}, rf"seeds has shape .*1.*{ids_shape}"),
+    "seeds of two dimensions": ("sample", {"seeds": ids([1], [2])}, rf"seeds has .*{ids_shape}"),
+    # label_smoothing
+    **{
+        f"label smoothing {value}": (
+            "nll",
+            {"label_smoothing": value},
+            f"label_smoothing is .*{str(abs(value))[:3]}.*, expected 0 to 1",
+        )
+        for value in (-0.1, 1.1, float("nan"), float("inf"))
+    },
+    # masks
+    "a short mask": ("argmax", {"mask": mask(1)}, "mask has rows of 1 bytes, expected 2 for 12 cl"),
+    "a long mask": ("argmax", {"mask": mask(12)}, "mask has rows of 12 bytes, expected 2 for 12"),
+    "an empty mask": ("argmax", {"mask": mask(0)}, "mask has rows of 0 bytes, expected 2 for 12"),
+    "a mask of other rows": ("argmax", {"mask": mask(3, 2)}, "mask has (3 rows|shape)"),
+    "a mask of no row": ("argmax", {"mask": mask(0, 2)}, "mask has (0 rows|shape)"),
+    "a mask of no class": ("argmax", {"mask": mask(2, value=0)}, f"{mask_row} 0, expected at leas"),
+    "a mask of no class for a row": (
+        "topk",
+        {"mask": np.array([[0, 1], [0, 0]], np.uint8)},
+        f"{mask_row} 1, expected at least one",
+    ),
+    "a mask of bits beyond C": (
+        "sample",
+        {"mask": np.array([[1, 0], [0, 0xF0]], np.uint8)},
+        f"{mask_row} 1, expected at least one",
+    ),
+    "a mask of no class for log-probabilities": (
+        "logprob",
+        {"mask": mask(2, value=0)},
+        f"{mask_row} 0, expected at least one",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"), REDUCTION_CASES.values(), ids=REDUCTION_CASES
+)
+def test_reductions(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reduce_native(name, **changes)
+    with pytest.raises(TORCH_ERRORS, match=message):
+        reduce_torch(name, **changes)
+
+
+def test_more_than_1024_of_the_best() -> None:
+    book = synthetic(64, 2000, log2=6, blocks=32)
+    x, message = np.ones((1, 64), np.float32), "k is 1025, expected 1 to 1024 for 2000 classes"
+    head = _native.Head(2.0, None, **native_arguments(book), normalize=True)
+    assert head.topk(x, 1024)[1].shape == (1, 1024)
+    with pytest.raises(ValueError, match=message):
+        head.topk(x, 1025)
+    for k in (1025, 2000, 2001):
+        with pytest.raises(TORCH_ERRORS, match=f"k is {k}, expected 1 to 1024"):
+            FixedClassifier(64, 2000, codebook=book).topk(torch.from_numpy(x), k)
+
+
+@pytest.mark.parametrize("name", NATIVE_REDUCTIONS)
+def test_features_of_reductions(name: str) -> None:
+    """What every operator checks, each by itself."""
+    for reduce in (reduce_native, reduce_torch):
+        with pytest.raises(TORCH_ERRORS, match=r"x has 9 features in its last dimension, but .* 8"):
+            reduce(name, np.ones((2, 9), np.float32))
+        with pytest.raises((TypeError, *TORCH_ERRORS), match=r"x is (int32|Int), expected"):
+            reduce(name, np.ones((2, 8), np.int32))
+        with pytest.raises(TORCH_ERRORS, match="x has no dimensions"):
+            reduce(name, np.array(1.0, np.float32))
+    method, arguments = NATIVE_REDUCTIONS[name]
+    rest = {k: torch.from_numpy(v) if k != "k" else v for k, v in arguments.items()}
+    codebook, op = ops.codebook_arguments(BOOK), getattr(ops, f"head_{method}")
+    x, alpha, bias = torch.ones(2, 8), torch.tensor(2.0), torch.zeros(12)
+    for a, b, message in (
+        (torch.tensor(torch.nan), bias, r"alpha is -?nan, expected a finite float32"),
+        (alpha.double(), bias, "alpha is float64, expected float32"),
+        (alpha, bias[:11], "bias has 11 elements, expected one for each of 12 classes"),
+        (alpha, bias.double(), "bias is float64, expected float32"),
+        (alpha, bias.to("meta"), r"bias is not on the CPU|bias.*meta|meta.*bias"),
+    ):
+        with pytest.raises(TORCH_ERRORS, match=message):
+            op(x, a, b, codebook, **rest)
+    if name != "nll":
+        meta = uint8(2).to("meta")
+        with pytest.raises(TORCH_ERRORS, match=r"mask is not on the CPU|mask.*meta|meta.*mask"):
+            op(x, alpha, bias, codebook, **rest, mask=meta)
+
+
+@pytest.mark.parametrize("name", ["sample", "logprob", "nll"])
+@pytest.mark.parametrize("dtype", ["int32", "float32", "float64", "bool", "uint8"])
+def test_ids_in_torch(name: str, dtype: str) -> None:
+    """int64 alone: nothing is rounded to a class."""
+    key = next(iter(NATIVE_REDUCTIONS[name][1]))
+    with pytest.raises(TORCH_ERRORS, match=f"{key} is \\w+, expected Long"):
+        reduce_torch(name, **{key: np.ones(2, dtype)})
+
+
+@pytest.mark.parametrize("name", ["sample", "logprob", "nll"])
+@pytest.mark.parametrize(
+    "wrong", [np.array([1.5, 2.7]), np.array([np.nan, 0]), np.array(["1", "2"])], ids=str
+)
+def test_ids_in_numpy(name: str, wrong: np.ndarray) -> None:
+    """Fractions and text are no classes: nothing is rounded."""
+    key = next(iter(NATIVE_REDUCTIONS[name][1]))
+    with pytest.raises(TypeError, match=f"{key}"):
+        reduce_native(name, **{key: wrong})
+
+
+@pytest.mark.parametrize("name", ["topk", "argmax", "sample", "logprob"])
+def test_masks_of_other_dtypes(name: str) -> None:
+    for dtype in ("int8", "int64", "float32"):
+        with pytest.raises(TypeError, match="mask: "):
+            reduce_native(name, mask=np.ones(2, dtype))
+        with pytest.raises(TORCH_ERRORS, match=r"mask is a tensor of 1 dimension.* of Byte"):
+            reduce_torch(name, mask=np.ones(2, dtype))
+    with pytest.raises(TORCH_ERRORS, match="expected packed bits: contiguous, of Byte"):
+        reduce_torch(name, mask=np.ones(12, bool))
+    with pytest.raises((ValueError, TypeError), match="mask"):
+        reduce_native(name, mask=np.ones(12, bool))
+    with pytest.raises(TORCH_ERRORS, match="mask is a tensor of 0 dimension"):
+        reduce_torch(name, mask=np.array(255, np.uint8))
+    with pytest.raises(ValueError, match="mask has no dimensions, expected packed bits"):
+        reduce_native(name, mask=np.array(255, np.uint8))
+
+
+def test_masks_of_another_batch_shape() -> None:
+    """As many rows as x in another shape is a mistake all the same."""
+    x = np.ones((2, 3, 8), np.float32)
+    for reduce in (reduce_native, reduce_torch):
+        reduce("argmax", x, mask=mask(2, 3, 2))
+        for shape in ((3, 2, 2), (6, 2), (1, 6, 2)):
+            with pytest.raises(TORCH_ERRORS, match="mask "):
+                reduce("argmax", x, mask=mask(*shape))
+
+
+def test_packing_of_masks() -> None:
+    for allowed, message in (
+        (torch.ones(3), r"allowed is torch.float32 of 1 dimension.*expected torch.bool"),
+        (torch.ones(3).int(), r"allowed is torch.int32 of 1 dimension.*expected torch.bool"),
+        (torch.tensor(True), r"allowed is torch.bool of 0 dimension.*expected torch.bool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.pack_mask(allowed)
+
+
+REDUCTION_MODULES = {
+    "k = 0": (lambda head, x: head.topk(x, 0), r"k is 0, expected 1 to 4"),
+    "k over C": (lambda head, x: head.topk(x, 5), r"k is 5, expected 1 to 4"),
+    "an allowed of integers": (
+        lambda head, x: head.argmax(x, allowed=torch.ones(4).long()),
+        r"allowed is torch.int64 of 1 dimension.*, expected torch.bool",
+    ),
+    "an allowed too long": (
+        lambda head, x: head.argmax(x, allowed=torch.ones(9, dtype=torch.bool)),
+        r"mask|allowed",
+    ),
+    "nothing allowed": (
+        lambda head, x: head.argmax(x, allowed=torch.zeros(4, dtype=torch.bool)),
+        r"mask allows no class in row 0",
+    ),
+    "an id over C": (
+        lambda head, x: head.log_prob(x, torch.tensor([0, 4])),
+        r"ids\[1\] is 4, expected a class in \[0, 4\)",
+    ),
+    "a target over C": (
+        lambda head, x: head.loss(x, torch.tensor([0, 4])),
+        r"target\[1\] is 4, expected a class in \[0, 4\)",
+    ),
+    "targets of another batch": (
+        lambda head, x: head.loss(x, torch.tensor([0])),
+        r"target has shape \[1\], expected",
+    ),
+    "label smoothing over 1": (
+        lambda head, x: head.loss(x, torch.tensor([0, 1]), label_smoothing=1.5),
+        r"label_smoothing is 1.5, expected 0 to 1",
+    ),
+    "reduction unknown": (
+        lambda head, x: head.loss(x, torch.tensor([0, 1]), "max"),
+        r"reduction is 'max', expected 'mean', 'sum' or 'none'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+@pytest.mark.parametrize(("method", "message"), REDUCTION_MODULES.values(), ids=REDUCTION_MODULES)
+def test_reductions_of_modules(method: Any, message: str, kind: str) -> None:
+    with pytest.raises(TORCH_ERRORS, match=message):
+        method(FixedClassifier(8, 4, codebook=kind), torch.ones(2, 8))
+
+
+def test_backward_operator() -> None:
+    x, alpha, lse = torch.ones(2, 8), torch.tensor(2.0), torch.ones(2)
+    inputs = (x, alpha, None, *ops.codebook_arguments(BOOK), True)
+    backward, target = torch.ops.fixclf.head_nll_backward, torch.tensor([0, 1])
+    backward(lse, lse, *inputs, target, -100, 0.0)
+    for grad, saved, t, smoothing, message in (
+        (lse[:1], lse, target, 0.0, "grad has 1 elements of Float, expected 2 contiguous"),
+        (lse.double(), lse, target, 0.0, "grad has 2 elements of Double, expected 2 .* float32"),
+        (lse, lse[:1], target, 0.0, "logsumexp has 1 elements of Float, expected 2 contiguous"),
+        (lse, lse, target[:1], 0.0, r"target has shape \[1\], expected"),
+        (lse, lse, target + 11, 0.0, r"target\[1\] is 12, expected a class in \[0, 12\)"),
+        (lse, lse, target, 1.5, "label_smoothing is 1.5, expected 0 to 1"),
+    ):
+        with pytest.raises(TORCH_ERRORS, match=message):
+            backward(grad, saved, *inputs, t, -100, smoothing)
+
+
 # Python arguments.
 
 

@@ -79,6 +79,25 @@ def head(
     return f"probabilities {dtype}→{out}", probability(want, scale, dtype, out)
 
 
+def logsumexp(want: np.ndarray, scale: float, dtype: str, classes: int) -> np.ndarray:
+    """The logits' bound on scale + log C + 2.5.
+
+    Errors of the logits move it by no more than the largest of them, as its derivatives are the
+    probabilities; its own size, and so its rounding, is at most scale + log C. The sum of
+    exponentials is of 16 at a time in float32, 7.5 eps, each with 2.5 eps of its own; the logarithm
+    makes these 10 eps absolute.
+    """
+    exact = accumulation(dtype)
+    return logits(want, scale + np.log(classes) + 2.5, dtype, exact)
+
+
+def loss(want: np.ndarray, scale: float, dtype: str, classes: int) -> np.ndarray:
+    """The bound of logsumexp(z) and that of one logit, for (1 - ε) z_target + ε mean(z) is a mean
+    of logits: the logits' bound on 2 scale + log C + 2.5."""
+    exact = accumulation(dtype)
+    return logits(want, 2 * scale + np.log(classes) + 2.5, dtype, exact)
+
+
 def transform(want: np.ndarray, log2: int, dtype: str) -> np.ndarray:
     """Of the row's error in the 2-norm, relative to the result's norm: (k + 1) u.
 

@@ -158,6 +158,11 @@ Status validate_mask(const HeadProblem& p) {
   return {};
 }
 
+Status validate_label_smoothing(const HeadProblem& p) {
+  if (p.label_smoothing >= 0 && p.label_smoothing <= 1) return {};
+  return error("label_smoothing is ", p.label_smoothing, ", expected 0 to 1");
+}
+
 Status validate_ids(const HeadProblem& p, const char* name) {
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
   for (int64_t i = 0; i < p.x.rows * p.ids_per_row; ++i) {
@@ -207,8 +212,7 @@ Status validate_reduction(const HeadProblem& p) {
       return validate_out(p, exact, p.ids_per_row);
     case Epilogue::kNll:
       if (p.mask != nullptr) return error("mask is given, but the loss is over all classes");
-      if (!(p.label_smoothing >= 0 && p.label_smoothing <= 1))
-        return error("label_smoothing is ", p.label_smoothing, ", expected 0 to 1");
+      if (Status status = validate_label_smoothing(p); !status.ok()) return status;
       if (Status status = validate_ids(p, "target"); !status.ok()) return status;
       return validate_out(p, exact, 1);
     default:
@@ -226,9 +230,8 @@ Status validate(const HeadProblem& p) {
 
 Status validate(const NllBackwardProblem& p) {
   const HeadProblem& head = p.head;
-  if (!is_floating(head.x.dtype))
-    return error("x is ", name_of(head.x.dtype), ", which has no gradient");
   if (Status status = validate_inputs(head); !status.ok()) return status;
+  if (Status status = validate_label_smoothing(head); !status.ok()) return status;
   if (Status status = validate_ids(head, "target"); !status.ok()) return status;
   if (p.projected.columns != head.codebook.features)
     return error("the output has ", p.projected.columns, " columns, expected ",

@@ -177,7 +177,7 @@ class FixedClassifier(nn.Module):
             seeds = torch.randint(2**63 - 1, x.shape[:-1], generator=generator, device=x.device)
             return ops.head_sample(*inputs, seeds, mask=mask)
         p = self._dense_logits(x, mask).softmax(-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
+        drawn = torch.multinomial(p.reshape(-1, self.num_classes), 1, generator=generator)
         return drawn.reshape(x.shape[:-1])
 
     def loss(
@@ -197,7 +197,7 @@ class FixedClassifier(nn.Module):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
         if self.dense_bits is not None:
             return nn.functional.cross_entropy(
-                self._dense_logits(x, None).flatten(0, -2),
+                self._dense_logits(x, None).reshape(-1, self.num_classes),
                 target.flatten(),
                 ignore_index=ignore_index,
                 label_smoothing=label_smoothing,
@@ -247,8 +247,25 @@ class FixedClassifier(nn.Module):
         z = alpha / math.sqrt(self.in_features) * nn.functional.linear(unit, w)
         z = z if bias is None else z + bias
         if mask is not None:
+            self._check_mask(mask, x)
             z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
         return z
+
+    def _check_mask(self, mask: Tensor, x: Tensor) -> None:
+        if mask.shape[-1] != (self.num_classes + 7) // 8:
+            raise ValueError(
+                f"mask has rows of {mask.shape[-1]} bytes, expected {(self.num_classes + 7) // 8} "
+                f"for {self.num_classes} classes"
+            )
+        if mask.dim() > 1 and mask.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"mask has shape {list(mask.shape)}, expected one row, or the leading dimensions "
+                f"of x, {list(x.shape)}"
+            )
+        any_allowed = (ops.unpack_signs(mask, self.num_classes) < 0).any(-1).flatten()
+        if not any_allowed.all():
+            row = int((~any_allowed).nonzero()[0])
+            raise ValueError(f"mask allows no class in row {row}, expected at least one")
 
     def _dense_head(self, x: Tensor, epilogue: int, dtype: torch.dtype | None) -> Tensor:
         z = self._dense_logits(x, None)

@@ -150,7 +150,18 @@ py::array hadamard_transform(const py::array& x, double scale) {
 }
 
 using Mask = std::optional<Bits>;
-using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+// Integers of any width as int64.
+Int64s integers(const py::object& given, const char* name) {
+  const py::array ids = py::array::ensure(given);
+  if (!ids) throw py::type_error(std::string(name) + " is no array, expected integers");
+  const char kind = ids.dtype().kind();
+  if (kind != 'i' && kind != 'u')
+    throw py::type_error(std::string(name) + " is " + std::string(py::str(ids.dtype())) +
+                         ", expected integers");
+  return Int64s(ids);
+}
 
 // A head with its codebook, scale and bias; the arrays stay alive with it.
 class Head {
@@ -192,7 +203,7 @@ class Head {
   py::tuple topk(const py::array& x, int64_t k, bool log_probabilities, const Mask& mask) const {
     const py::array rows = as_rows(x, "x");
     auto p = problem(rows, fixclf::Epilogue::kTopK);
-    set_mask(p, mask);
+    set_mask(p, mask, rows);
     p.k = k;
     p.log_probabilities = log_probabilities;
     const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
@@ -209,17 +220,18 @@ class Head {
   py::array argmax(const py::array& x, const Mask& mask) const {
     const py::array rows = as_rows(x, "x");
     auto p = problem(rows, fixclf::Epilogue::kArgMax);
-    set_mask(p, mask);
+    set_mask(p, mask, rows);
     py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
     p.indices = static_cast<int64_t*>(indices.mutable_data());
     run(p);
     return indices;
   }
 
-  py::array sample(const py::array& x, const Ids& seeds, const Mask& mask) const {
+  py::array sample(const py::array& x, const py::object& seeds_, const Mask& mask) const {
     const py::array rows = as_rows(x, "x");
+    const Int64s seeds = integers(seeds_, "seeds");
     auto p = problem(rows, fixclf::Epilogue::kSample);
-    set_mask(p, mask);
+    set_mask(p, mask, rows);
     set_ids(p, seeds, "seeds", rows, true);
     py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
     p.indices = static_cast<int64_t*>(indices.mutable_data());
@@ -227,10 +239,11 @@ class Head {
     return indices;
   }
 
-  py::tuple logprob(const py::array& x, const Ids& ids, const Mask& mask) const {
+  py::tuple logprob(const py::array& x, const py::object& ids_, const Mask& mask) const {
     const py::array rows = as_rows(x, "x");
+    const Int64s ids = integers(ids_, "ids");
     auto p = problem(rows, fixclf::Epilogue::kLogProb);
-    set_mask(p, mask);
+    set_mask(p, mask, rows);
     set_ids(p, ids, "ids", rows, false);
     const int64_t columns = ids.ndim() == rows.ndim() ? p.ids_per_row : -1;
     py::array logprobs = empty_like_rows(rows, columns, exact(p.x.dtype));
@@ -244,9 +257,10 @@ class Head {
     return py::make_tuple(logprobs, logits, logsumexp);
   }
 
-  py::tuple nll(const py::array& x, const Ids& target, int64_t ignore_index,
+  py::tuple nll(const py::array& x, const py::object& target_, int64_t ignore_index,
                 double label_smoothing) const {
     const py::array rows = as_rows(x, "x");
+    const Int64s target = integers(target_, "target");
     auto p = problem(rows, fixclf::Epilogue::kNll);
     set_ids(p, target, "target", rows, true);
     p.ignore_index = ignore_index;
@@ -267,9 +281,15 @@ class Head {
     return p;
   }
 
-  static void set_mask(fixclf::HeadProblem& p, const Mask& mask) {
+  static void set_mask(fixclf::HeadProblem& p, const Mask& mask, const py::array& rows) {
     if (!mask) return;
     if (mask->ndim() == 0) throw py::value_error("mask has no dimensions, expected packed bits");
+    bool matches = mask->ndim() == 1 || mask->ndim() == rows.ndim();
+    for (py::ssize_t i = 0; mask->ndim() > 1 && matches && i + 1 < rows.ndim(); ++i)
+      matches = mask->shape(i) == rows.shape(i);
+    if (!matches)
+      throw py::value_error("mask has shape " + std::string(py::str(mask->attr("shape"))) +
+                            ", expected one row, or the leading dimensions of x");
     const Shape shape = shape_of(*mask);
     p.mask = mask->data();
     p.mask_rows = shape.rows;
@@ -277,7 +297,7 @@ class Head {
   }
 
   // [...] (one a row) or [..., M] for x [..., N].
-  static void set_ids(fixclf::HeadProblem& p, const Ids& ids, const char* name,
+  static void set_ids(fixclf::HeadProblem& p, const Int64s& ids, const char* name,
                       const py::array& rows, bool one_a_row) {
     const py::ssize_t leading = rows.ndim() - 1;
     bool matches = ids.ndim() == leading || (!one_a_row && ids.ndim() == leading + 1);

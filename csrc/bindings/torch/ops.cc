@@ -245,8 +245,21 @@ fixclf::HeadProblem problem(const Tensor& rows, const Tensor& alpha, const Bits&
   return p;
 }
 
+bool same_leading(const Tensor& tensor, const Tensor& rows) {
+  for (int64_t i = 0; i + 1 < rows.dim(); ++i)
+    if (tensor.dim() <= i || tensor.size(i) != rows.size(i)) return false;
+  return true;
+}
+
+std::string shape_text(const Tensor& tensor) {
+  std::string shape;
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    shape += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return "[" + shape + "]";
+}
+
 // Packed bits, one row for all rows of x or one for each.
-void set_mask(fixclf::HeadProblem& p, const Bits& mask) {
+void set_mask(fixclf::HeadProblem& p, const Bits& mask, const Tensor& rows) {
   if (!mask) return;
   check_cpu(*mask, "mask");
   if (mask->scalar_type() != ScalarType::Byte || mask->dim() == 0 || !mask->is_contiguous())
@@ -254,28 +267,29 @@ void set_mask(fixclf::HeadProblem& p, const Bits& mask) {
          " dimension(s) and dtype " + torch::headeronly::toString(mask->scalar_type()) +
          (mask->is_contiguous() ? "" : " with gaps") +
          ", expected packed bits: contiguous, of Byte, [bytes] or [..., bytes]");
+  if (mask->dim() > 1 && (mask->dim() != rows.dim() || !same_leading(*mask, rows)))
+    fail("mask has shape " + shape_text(*mask) + ", expected [bytes], or the shape of x, " +
+         shape_text(rows) + ", with bytes for its last dimension");
   const Shape shape = shape_of(*mask);
-  p.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
+  static const uint8_t none = 0;  // an empty tensor has no address, which would mean: no mask
+  p.mask = mask->numel() == 0 ? &none : static_cast<const uint8_t*>(mask->const_data_ptr());
   p.mask_rows = shape.rows;
   p.mask_bytes = shape.columns;
 }
 
-// int64 [...] (one a row) or [..., M] for x [..., N].
-void set_ids(fixclf::HeadProblem& p, const Tensor& ids, const char* name, const Tensor& rows,
+// int64 [...] (one a row) or [..., M] for x [..., N]; made contiguous.
+void set_ids(fixclf::HeadProblem& p, Tensor& ids, const char* name, const Tensor& rows,
              bool one_a_row) {
   check_cpu(ids, name);
-  if (ids.scalar_type() != ScalarType::Long || !ids.is_contiguous())
+  if (ids.scalar_type() != ScalarType::Long)
     fail(std::string(name) + " is " + torch::headeronly::toString(ids.scalar_type()) +
-         (ids.is_contiguous() ? "" : " with gaps") + ", expected contiguous and Long");
+         ", expected Long");
+  if (!ids.is_contiguous()) ids = torch::stable::contiguous(ids);
   const int64_t leading = rows.dim() - 1;
-  bool matches = ids.dim() == leading || (!one_a_row && ids.dim() == leading + 1);
-  for (int64_t i = 0; i < leading && matches; ++i) matches = ids.size(i) == rows.size(i);
-  if (!matches) {
-    std::string shape;
-    for (int64_t i = 0; i < ids.dim(); ++i) shape += (i ? ", " : "") + std::to_string(ids.size(i));
-    fail(std::string(name) + " has shape [" + shape + "], expected that of x without its last " +
-         "dimension" + (one_a_row ? "" : ", or with another last one"));
-  }
+  const bool matches = ids.dim() == leading || (!one_a_row && ids.dim() == leading + 1);
+  if (!matches || !same_leading(ids, rows))
+    fail(std::string(name) + " has shape " + shape_text(ids) + ", expected that of x without its " +
+         "last dimension" + (one_a_row ? "" : ", or with another last one"));
   p.ids = static_cast<const int64_t*>(ids.const_data_ptr());
   p.ids_per_row = ids.dim() == leading ? 1 : ids.size(leading);
 }
@@ -308,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor> head_topk(Tensor x, Tensor alpha, Bits bias, 
                                              Bits mask) {
   const Tensor rows = as_rows(x, "x");
   auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kTopK);
-  set_mask(p, mask);
+  set_mask(p, mask, rows);
   p.k = k;
   p.log_probabilities = log_probabilities;
   const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
@@ -326,7 +340,7 @@ Tensor head_argmax(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
                    std::vector<int64_t> geometry, bool normalize, Bits mask) {
   const Tensor rows = as_rows(x, "x");
   auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kArgMax);
-  set_mask(p, mask);
+  set_mask(p, mask, rows);
   Tensor indices = empty_rows(rows, -1, ScalarType::Long);
   p.indices = indices_of(indices);
   check(fixclf::cpu::head(p, torch_threads()));
@@ -337,7 +351,7 @@ Tensor head_sample(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
                    std::vector<int64_t> geometry, bool normalize, Tensor seeds, Bits mask) {
   const Tensor rows = as_rows(x, "x");
   auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kSample);
-  set_mask(p, mask);
+  set_mask(p, mask, rows);
   set_ids(p, seeds, "seeds", rows, true);
   Tensor indices = empty_rows(rows, -1, ScalarType::Long);
   p.indices = indices_of(indices);
@@ -350,7 +364,7 @@ std::tuple<Tensor, Tensor, Tensor> head_logprob(Tensor x, Tensor alpha, Bits bia
                                                 bool normalize, Tensor ids, Bits mask) {
   const Tensor rows = as_rows(x, "x");
   auto p = problem(rows, alpha, bias, base, signs, geometry, normalize, fixclf::Epilogue::kLogProb);
-  set_mask(p, mask);
+  set_mask(p, mask, rows);
   set_ids(p, ids, "ids", rows, false);
   const int64_t columns = ids.dim() == rows.dim() ? p.ids_per_row : -1;
   Tensor logprobs = empty_rows(rows, columns, exact(p.x.dtype));

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import codebooks, nn, ops, reference
+    from . import codebooks, nn, onnx, ops, reference
     from .codebooks import Codebook, codebook
     from .transform import hadamard_transform
 
@@ -26,6 +26,7 @@ _LAZY = {
     "hadamard_transform": "transform",
     "codebooks": None,
     "nn": None,
+    "onnx": None,
     "ops": None,
     "reference": None,
 }
@@ -37,6 +38,7 @@ __all__ = [
     "codebooks",
     "hadamard_transform",
     "nn",
+    "onnx",
     "ops",
     "reference",
 ]

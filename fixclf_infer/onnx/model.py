@@ -1,0 +1,223 @@
+"""What a model file says about its heads, checked: nodes, bits, types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from ..codebooks import Codebook, KernelData
+from ..epilogue import Epilogue
+from .metadata import FORMAT_VERSION, check_metadata
+from .schema import ATTRIBUTES, DOMAINS, HEADS, MAX_K, Head, checksum
+
+Constants = Callable[[str], "np.ndarray[Any, Any] | None"]
+
+_ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8)
+
+
+def load(path: str | Path) -> ModelProto:
+    """The model, tensors in other files left there.
+
+    Raises FileNotFoundError, or ValueError when the file is no ONNX model.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path} is not an ONNX model") from error
+    if not model.graph.node:
+        raise ValueError(f"{path} is not an ONNX model, or has no nodes")
+    return model
+
+
+def constants(model: ModelProto, folder: str | Path = "") -> Constants:
+    """Value by name of what is an initialiser or the output of Constant; None for other names.
+
+    folder: where the model lies, for tensors in other files.
+    """
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+
+    def value(name: str) -> np.ndarray[Any, Any] | None:
+        return numpy_helper.to_array(tensors[name], str(folder)) if name in tensors else None
+
+    return value
+
+
+def head_nodes(model: ModelProto) -> list[NodeProto]:
+    """The FixedHead and FixedHeadTopK nodes of the main graph."""
+    return [n for n in model.graph.node if n.domain in DOMAINS and n.op_type in HEADS]
+
+
+def without_function(model: ModelProto) -> list[str]:
+    """Names of the operators of ai.fixclf that run with the library only."""
+    there = {(f.domain, f.name) for f in model.functions}
+    ours = [n for n in model.graph.node if n.domain in DOMAINS]
+    return sorted({n.op_type for n in ours if (n.domain, n.op_type) not in there})
+
+
+def types(model: ModelProto) -> dict[str, tuple[int, list[int | str]]]:
+    """Element type and shape (names or "" for unknown sizes) of each value that records them."""
+    graph = model.graph
+    found = {t.name: (t.data_type, list[int | str](t.dims)) for t in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            shape = [
+                d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
+            ]
+            found[value.name] = (tensor.elem_type, shape)
+    return found
+
+
+def known_types(
+    model: ModelProto, names: Collection[str]
+) -> dict[str, tuple[int, list[int | str]]]:
+    """`types`, by shape inference where one of the names has no recorded type."""
+    known = types(model)
+    if all(name in known for name in names):
+        return known
+    return types(onnx.shape_inference.infer_shapes(model))
+
+
+def check(model: ModelProto, folder: str | Path = "") -> list[Head]:
+    """The model's heads, each read and checked.
+
+    Raises ValueError, one sentence, for what `check_metadata` and `read_head` refuse and for
+    features of a wrong type or rank.
+    """
+    check_metadata(model)
+    known, value = types(model), constants(model, folder)
+    heads = []
+    for node in head_nodes(model):
+        heads.append(head := read_head(node, value))
+        if node.input[0] not in known:
+            continue
+        element, shape = known[node.input[0]]
+        name = TensorProto.DataType.Name(element)
+        if element not in _ELEMENTS:
+            allowed = ", ".join(map(TensorProto.DataType.Name, _ELEMENTS))
+            raise ValueError(f"{where(node)}: X is {name}, expected one of {allowed}")
+        if not shape or not fits(shape[-1], head.codebook.in_features):
+            raise ValueError(
+                f"{where(node)}: X is {shape}, expected [..., {head.codebook.in_features}]"
+            )
+    return heads
+
+
+def fits(size: int | str, expected: int) -> bool:
+    """Whether a recorded size, which is a name or "" where it is unknown, can be the expected."""
+    return size == expected or isinstance(size, str)
+
+
+def key(book: Codebook) -> tuple[object, ...]:
+    """Of a ±1 codebook: equal where the kernels' data are."""
+    data = book.kernel
+    assert data is not None
+    bits = [None if b is None else b.tobytes() for b in (data.signs, data.base)]
+    sizes = (book.in_features, book.num_classes, data.base_order, data.log2, data.negate)
+    return (*sizes, data.center, data.row_offset, data.column_offset, *bits)
+
+
+def where(node: NodeProto) -> str:
+    """How errors name a node."""
+    return f"{node.op_type} {node.name or node.output[0]!r}"
+
+
+def attribute(node: NodeProto, name: str) -> AttributeProto:
+    found: AttributeProto = next(a for a in node.attribute if a.name == name)
+    return found
+
+
+def read_head(node: NodeProto, constant: Constants) -> Head:
+    """The head that a FixedHead or FixedHeadTopK node describes.
+
+    constant: value of an initialiser by its name, None for a value that is computed.
+
+    Raises ValueError, naming node and attribute or input, for a newer format version, attributes
+    that are missing or out of range, inputs of a wrong type or shape, a missing bias, and bits that
+    do not have the checksum.
+    """
+    values = {a.name: a.i for a in node.attribute if a.type == AttributeProto.INT}
+    for name in ATTRIBUTES[node.op_type]:
+        if name not in values:
+            raise ValueError(f"{where(node)}: attribute {name} is missing")
+    if values["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{where(node)}: format_version is {values['format_version']}, written by a newer "
+            f"fixclf_infer; this one reads up to {FORMAT_VERSION}"
+        )
+    inputs = [*node.input, *[""] * 5][:5]
+    _, alpha, bias, signs, base = (constant(name) if name else None for name in inputs)
+    if bool(inputs[2]) != bool(values["has_bias"]):
+        what = "bias is missing" if values["has_bias"] else "a bias is given"
+        raise ValueError(f"{where(node)}: {what}, but has_bias is {values['has_bias']}")
+    n, c = values["in_features"], values["num_classes"]
+    b, log2 = values["base_order"], values["log2"]
+    _between(node, "base_order", b, 1, 512)
+    _between(node, "log2", log2, 0, 20)
+    order = b << log2
+    _between(node, "in_features", n, 1, order)
+    _between(node, "column_offset", values["column_offset"], 0, min(1, order - n))
+    if alpha is not None and (alpha.dtype != np.float32 or alpha.size != 1 or alpha.ndim > 1):
+        raise ValueError(f"{where(node)}: alpha is {_what(alpha)}, expected one element of float32")
+    if bias is not None and (bias.dtype != np.float32 or bias.shape != (c,)):
+        raise ValueError(f"{where(node)}: bias is {_what(bias)}, expected float32 [{c}]")
+    blocks = len(signs) if signs is not None and signs.ndim else 1
+    bits = {}
+    for name, got, value, shape, wanted in (
+        ("signs", inputs[3], signs, (blocks, -(-order // 8)), bool(inputs[3])),
+        ("base", inputs[4], base, (b, -(-b // 8)), b > 1),
+    ):
+        if bool(got) != wanted:
+            has = "given" if got else "missing"
+            raise ValueError(f"{where(node)}: {name} is {has}, but base_order is {b}")
+        if got and value is None:
+            raise ValueError(f"{where(node)}: {name} is computed, expected an initialiser")
+        if value is not None and (value.dtype != np.uint8 or value.shape != shape):
+            raise ValueError(
+                f"{where(node)}: {name} is {_what(value)}, expected uint8 {list(shape)}"
+            )
+        bits[name] = value
+    data = KernelData(
+        b,
+        log2,
+        bits["base"],
+        bits["signs"],
+        bool(values["negate"]),
+        bool(values["center"]),
+        values["row_offset"],
+        values["column_offset"],
+    )
+    _between(node, "row_offset", data.row_offset, 0, data.rows - 1)
+    _between(node, "num_classes", c, 1, data.rows - data.row_offset)
+    if data.center and (data.blocks > 1 or data.negate or c < 2):
+        raise ValueError(f"{where(node)}: center is 1, which needs one block and 2 classes or more")
+    if values["checksum"] != checksum(data.signs, data.base):
+        raise ValueError(
+            f"{where(node)}: the sign masks or the base matrix were changed: their checksum "
+            "is not the one that the node records"
+        )
+    head = Head(Codebook("onnx", 1, n, c, 0, data), bool(inputs[2]))
+    if node.op_type == "FixedHead":
+        _between(node, "epilogue", values["epilogue"], 0, Epilogue.SIGMOID)
+        return replace(head, epilogue=Epilogue(values["epilogue"]))
+    _between(node, "k", values["k"], 1, min(c, MAX_K))
+    return replace(head, k=values["k"], log_probabilities=bool(values["log_probabilities"]))
+
+
+def _between(node: NodeProto, name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{where(node)}: {name} is {value}, expected {low} to {high}")
+
+
+def _what(array: np.ndarray[Any, Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}"

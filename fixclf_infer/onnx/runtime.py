@@ -1,0 +1,65 @@
+"""The library of operators, and sessions of ONNX Runtime with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+def library_path() -> Path:
+    """Path of the library that defines ai.fixclf, for `SessionOptions.register_custom_ops_library`
+    and its counterparts in C, C++ and NVIDIA Triton server.
+
+    Raises ImportError when this installation was built without it.
+    """
+    path = Path(__file__).parents[1] / "libfixclf_onnxruntime.so"
+    if not path.exists():
+        raise ImportError(
+            f"fixclf_infer was built without its ONNX Runtime operators: {path} does not exist"
+        )
+    return path
+
+
+def session(path: str | Path, *, threads: int = 0, library: bool = True) -> InferenceSession:
+    """A session on the CPU for a model with fixed heads, checked before it is loaded.
+
+    Args:
+        path: of the ONNX file.
+        threads: of ONNX Runtime's intra-op pool; 0: as many as it likes.
+        library: run the heads by `library_path()`; False: by the functions in the file.
+
+    Raises:
+        ValueError: what is wrong with the file's heads or with an argument, in one sentence.
+        ImportError: onnxruntime or the library is missing.
+    """
+    try:
+        import onnxruntime
+
+        from .model import check, load, without_function
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"fixclf_infer.onnx.session needs {error.name}, which is not installed; "
+            "pip install 'fixclf_infer[onnx]'"
+        ) from None
+
+    if threads < 0:
+        raise ValueError(f"threads is {threads}, expected 0 or more")
+    path = Path(path)
+    model = load(path)
+    check(model, path.parent)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(str(library_path()))
+    elif missing := without_function(model):
+        raise ValueError(
+            f"{path} has no portable body for {', '.join(missing)}; export it with portable=True "
+            "or run it with library=True"
+        )
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common class
+        raise ValueError(f"ONNX Runtime refuses {path}: {str(error).splitlines()[0]}") from error

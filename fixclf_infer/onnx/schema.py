@@ -1,0 +1,150 @@
+"""The operators of domain `ai.fixclf`: schemas, attributes, and a node from a codebook.
+
+    FixedHead(X, alpha, bias?, signs?, base?) → Y
+    FixedHeadTopK(X, alpha, bias?, signs?, base?) → values, indices, logsumexp
+    HadamardTransform(X) → Y
+
+X is [..., N] of float32, float16, bfloat16 or int8; z_i = α ⟨w_i, x̂⟩ / √N + b_i. Y is [..., C] of
+X's type (float32 for int8). A codebook travels as the kernels read it: integers in attributes, the
+packed bits of `KernelData.signs` and `.base` as inputs, and a checksum of these bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx import NodeProto, helper
+from onnx.defs import OpSchema
+
+from ..codebooks import Codebook, KernelData
+from ..codebooks.base import Bits
+from ..epilogue import Epilogue
+from .metadata import FORMAT_VERSION
+
+DOMAIN = "ai.fixclf"
+# The library has every operator in each of these; `body` says why.
+DOMAINS = (DOMAIN, *(f"{DOMAIN}.{i}" for i in range(2, 9)))
+OPSET = 1
+MAX_K = 1024
+
+HEADS = ("FixedHead", "FixedHeadTopK")
+
+_BOOK = (
+    "format_version",
+    "in_features",
+    "num_classes",
+    "base_order",
+    "log2",
+    "negate",
+    "center",
+    "row_offset",
+    "column_offset",
+    "has_bias",
+    "checksum",
+)
+ATTRIBUTES = {
+    "FixedHead": (*_BOOK, "epilogue"),
+    "FixedHeadTopK": (*_BOOK, "k", "log_probabilities"),
+    "HadamardTransform": ("scale",),
+}
+
+
+def _schema(
+    name: str, inputs: Sequence[str], outputs: Sequence[tuple[str, str]], types: Sequence[str]
+) -> OpSchema:
+    parameter, option = OpSchema.FormalParameter, OpSchema.FormalParameterOption
+    kind = {"X": "T", "alpha": "tensor(float)", "bias": "tensor(float)"}
+    kind |= {"signs": "tensor(uint8)", "base": "tensor(uint8)"}
+    required = ("X", "alpha")
+    number = OpSchema.AttrType.FLOAT if name == "HadamardTransform" else OpSchema.AttrType.INT
+    return OpSchema(
+        name,
+        DOMAIN,
+        OPSET,
+        inputs=[
+            parameter(i, kind[i], param_option=option.Single if i in required else option.Optional)
+            for i in inputs
+        ],
+        outputs=[parameter(o, t) for o, t in outputs],
+        type_constraints=[("T", [f"tensor({t})" for t in types], "")],
+        attributes=[OpSchema.Attribute(a, number, "") for a in ATTRIBUTES[name]],
+    )
+
+
+_INPUTS = ("X", "alpha", "bias", "signs", "base")
+_FLOATS = ("float", "float16", "bfloat16")
+_TOP_K = (("values", "tensor(float)"), ("indices", "tensor(int64)"), ("logsumexp", "tensor(float)"))
+SCHEMAS = {
+    "FixedHead": _schema("FixedHead", _INPUTS, [("Y", "T")], (*_FLOATS, "int8")),
+    "FixedHeadTopK": _schema("FixedHeadTopK", _INPUTS, _TOP_K, (*_FLOATS, "int8")),
+    "HadamardTransform": _schema("HadamardTransform", ["X"], [("Y", "T")], _FLOATS),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one node computes. k = 0 stands for FixedHead, k ≥ 1 for FixedHeadTopK."""
+
+    codebook: Codebook
+    has_bias: bool
+    epilogue: Epilogue = Epilogue.LOGITS
+    k: int = 0
+    log_probabilities: bool = False
+
+    @property
+    def data(self) -> KernelData:
+        assert self.codebook.kernel is not None
+        return self.codebook.kernel
+
+    @property
+    def op_type(self) -> str:
+        return "FixedHeadTopK" if self.k else "FixedHead"
+
+    def attributes(self) -> dict[str, int]:
+        """Of the node."""
+        data = self.data
+        values = {
+            "format_version": FORMAT_VERSION,
+            "in_features": self.codebook.in_features,
+            "num_classes": self.codebook.num_classes,
+            "base_order": data.base_order,
+            "log2": data.log2,
+            "negate": int(data.negate),
+            "center": int(data.center),
+            "row_offset": data.row_offset,
+            "column_offset": data.column_offset,
+            "has_bias": int(self.has_bias),
+            "checksum": checksum(data.signs, data.base),
+        }
+        if self.k:
+            return {**values, "k": self.k, "log_probabilities": int(self.log_probabilities)}
+        return {**values, "epilogue": int(self.epilogue)}
+
+    def node(
+        self,
+        x: str,
+        alpha: str,
+        bias: str = "",
+        signs: str = "",
+        base: str = "",
+        *,
+        outputs: Sequence[str],
+        name: str = "",
+    ) -> NodeProto:
+        """The node on values of these names; "" for inputs that this head does not have."""
+        inputs = [x, alpha, bias, signs, base]
+        while not inputs[-1]:
+            inputs.pop()
+        node = helper.make_node(self.op_type, inputs, outputs, name, domain=DOMAIN)
+        node.attribute.extend(helper.make_attribute(*a) for a in self.attributes().items())
+        return node
+
+
+def checksum(signs: Bits | None, base: Bits | None) -> int:
+    """FNV-1a (64 bits) over the bytes of signs, then of base, as a signed integer."""
+    value = 0xCBF29CE484222325
+    for bits in (signs, base):
+        for byte in b"" if bits is None else bits.tobytes():
+            value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value

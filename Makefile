@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.to
 CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: install demo test lint test-cpp test-python test-neon bench format clean
+.PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean
 
 install: $(VENV)/installed
 
@@ -43,7 +43,8 @@ format: install
 # The kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
 CPP_OPTIONS := -G Ninja -DFIXCLF_TORCH=OFF -DFIXCLF_NUMPY=OFF -DFIXCLF_TESTS=ON
 test-cpp: install
-	cmake -S . -B build/asan $(CPP_OPTIONS) -DFIXCLF_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
+	cmake -S . -B build/asan $(CPP_OPTIONS) -DFIXCLF_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug \
+	  -DFIXCLF_ONNXRUNTIME=OFF
 	cmake --build build/asan -j2
 	ctest --test-dir build/asan --verbose
 
@@ -52,11 +53,15 @@ test-python: install
 
 # Cross-compiled for AArch64 and run under qemu; needs g++-aarch64-linux-gnu and qemu-user.
 test-neon: install
-	cmake -S . -B build/neon $(CPP_OPTIONS) -DCMAKE_SYSTEM_NAME=Linux \
+	cmake -S . -B build/neon $(CPP_OPTIONS) -DFIXCLF_ONNXRUNTIME=OFF -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 	  "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 	cmake --build build/neon -j2
 	ctest --test-dir build/neon --verbose
+
+# The operator library in each ONNX Runtime that it claims, in environments of their own in build/.
+test-ort-matrix: install
+	python tests/ort_matrix.py
 
 # The figures of README.md and docs/performance.md.
 bench: install

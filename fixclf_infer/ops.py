@@ -257,7 +257,8 @@ def head_nll(
 def _pack(bits: Tensor) -> Tensor:
     bits = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.unflatten(-1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
+    eights: Tensor = bits.unflatten(-1, (-1, 8))
+    return (eights << places).sum(-1, dtype=torch.uint8)
 
 
 def pack_mask(allowed: Tensor) -> Tensor:

@@ -160,6 +160,7 @@ class FixedClassifier(nn.Module):
         inputs, mask = self._inputs(x), _packed(allowed)
         if self.dense_bits is None:
             return ops.head_logprob(*inputs, ids, mask=mask)[0]
+        self._check_classes("ids", ids, x)
         wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
         return self._dense_logits(x, mask).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
 
@@ -196,6 +197,9 @@ class FixedClassifier(nn.Module):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
         if self.dense_bits is not None:
+            if not 0 <= label_smoothing <= 1:
+                raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 to 1")
+            self._check_classes("target", target, x, ignore_index)
             return nn.functional.cross_entropy(
                 self._dense_logits(x, None).reshape(-1, self.num_classes),
                 target.flatten(),
@@ -251,6 +255,23 @@ class FixedClassifier(nn.Module):
             z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
         return z
 
+    def _check_classes(
+        self, name: str, ids: Tensor, x: Tensor, ignore_index: int | None = None
+    ) -> None:
+        leading = x.shape[:-1]
+        if ids.shape != leading and (ignore_index is not None or ids.shape[:-1] != leading):
+            raise ValueError(
+                f"{name} has shape {list(ids.shape)}, expected that of x without its last dimension"
+            )
+        outside = (ids < 0) | (ids >= self.num_classes)
+        if ignore_index is not None:
+            outside &= ids != ignore_index
+        if not torch.compiler.is_compiling() and outside.any():
+            at = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}{at} is {int(ids[tuple(at)])}, expected a class in [0, {self.num_classes})"
+            )
+
     def _check_mask(self, mask: Tensor, x: Tensor) -> None:
         if mask.shape[-1] != (self.num_classes + 7) // 8:
             raise ValueError(
@@ -262,6 +283,8 @@ class FixedClassifier(nn.Module):
                 f"mask has shape {list(mask.shape)}, expected one row, or the leading dimensions "
                 f"of x, {list(x.shape)}"
             )
+        if torch.compiler.is_compiling():
+            return  # what follows depends on values
         any_allowed = (ops.unpack_signs(mask, self.num_classes) < 0).any(-1).flatten()
         if not any_allowed.all():
             row = int((~any_allowed).nonzero()[0])

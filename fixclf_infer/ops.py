@@ -568,10 +568,30 @@ def _nll_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         target,
         *ctx.options,
     )
-    dx, dalpha = _input_gradients(
-        x, alpha, projected, ctx.geometry[0], ctx.normalize, ctx.needs_input_grad
+    # A few rows at a time, and dx in the place of the projection: the temporaries of a whole batch
+    # would outweigh all else.
+    total = torch.zeros_like(alpha)
+    features, parts = x.reshape(-1, x.shape[-1]), projected.view(-1, projected.shape[-1])
+    for i in range(0, len(parts), 64):
+        part = parts[i : i + 64]
+        dx, dalpha = _input_gradients(
+            features[i : i + 64],
+            alpha,
+            part,
+            ctx.geometry[0],
+            ctx.normalize,
+            ctx.needs_input_grad,
+        )
+        if dx is not None:
+            part.copy_(dx)
+        if dalpha is not None:
+            total = total + dalpha
+    return (
+        projected.to(x.dtype) if ctx.needs_input_grad[0] else None,
+        total if ctx.needs_input_grad[1] else None,
+        dbias if ctx.needs_input_grad[2] else None,
+        *[None] * 7,
     )
-    return (dx, dalpha, dbias if ctx.needs_input_grad[2] else None, *[None] * 7)
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:

@@ -18,10 +18,6 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-// Eight features of +-1 each: little-endian bits, a set bit is -1, as in a codebook.
-struct Signs8 {
-  uint8_t bits;
-};
 
 // The values are part of every binding's interface.
 enum class DType : int32_t {
@@ -29,8 +25,9 @@ enum class DType : int32_t {
   kBFloat16 = 1,
   kFloat16 = 2,
   kFloat64 = 3,
-  kInt8 = 4,   // features only
-  kSigns = 5,  // features only, an element is a Signs8
+  kInt8 = 4,  // features only
+  // Features only: eight of +-1 in a byte, little-endian bits, a set bit is -1, as in a codebook.
+  kSigns = 5,
 };
 
 FIXCLF_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import codebooks, nn, onnx, ops, reference
+    from . import codebooks, edge, nn, onnx, ops, reference
     from .codebooks import Codebook, codebook
     from .transform import hadamard_transform
 
@@ -25,6 +25,7 @@ _LAZY = {
     "codebook": "codebooks",
     "hadamard_transform": "transform",
     "codebooks": None,
+    "edge": None,
     "nn": None,
     "onnx": None,
     "ops": None,
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "codebook",
     "codebooks",
+    "edge",
     "hadamard_transform",
     "nn",
     "onnx",

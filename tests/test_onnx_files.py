@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from fixclf_infer import codebook
 from fixclf_infer.cli import app
 from fixclf_infer.epilogue import Epilogue
+from fixclf_infer.fileformat import checksum
 from fixclf_infer.onnx import Head, head_model, runtime, session, verify
-from fixclf_infer.onnx.schema import checksum
 
 BOOK = codebook(12, 100, "search")  # sign masks and a base matrix
 

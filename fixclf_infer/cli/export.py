@@ -1,4 +1,4 @@
-"""`fixclf export`: a head alone, or a model of the user's, as ONNX."""
+"""`fixclf export`: a head alone, or a model of the user's, as ONNX; or a head for a device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ def export(
             metavar="N C | MODULE:FACTORY",
         ),
     ],
-    path: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The file to write: ONNX, or .npz: the one head of the model, for "
+            "fixclf_infer.edge; the options from --outputs on are ONNX's."
+        ),
+    ],
     kind: Annotated[str, typer.Option(help="Of a head alone: a family, or auto.")] = "auto",
     outputs: Annotated[str, typer.Option(help="logits, softmax or topk.")] = "logits",
     k: Annotated[int | None, typer.Option(help="How many, for topk.")] = None,
@@ -31,10 +37,8 @@ def export(
     ] = True,
     opset: Annotated[int, typer.Option(help="Of the standard operators, 18 to 23.")] = 18,
 ) -> None:
-    """Write a model with fixed heads as ONNX."""
+    """Write a model with fixed heads as ONNX, or its head for a device."""
     with one_line_errors():
-        from ..onnx import export as run
-
         if len(source) == 2:
             import torch
 
@@ -44,15 +48,35 @@ def export(
             built: tuple[Any, Any] = FixedClassifier(n, c, codebook=kind), torch.zeros(2, n)
         else:
             built = _build(source)
-        run(
-            *built,
-            path,
-            outputs=outputs,  # type: ignore[arg-type]  # export checks it
-            k=k,
-            portable=portable,
-            opset=opset,
-        )
+        if path.suffix == ".npz":
+            _save(built[0], path, outputs)
+        else:
+            from ..onnx import export as run
+
+            run(
+                *built,
+                path,
+                outputs=outputs,  # type: ignore[arg-type]  # export checks it
+                k=k,
+                portable=portable,
+                opset=opset,
+            )
     typer.echo(f"wrote {path}")
+
+
+def _save(model: Any, path: Path, outputs: str) -> None:
+    from ..edge import FixedHead
+    from ..nn import FixedClassifier
+
+    if outputs != "logits":
+        raise ValueError(
+            f"outputs is {outputs!r}, but an .npz file holds a head with all of its outputs; "
+            "leave the option out"
+        )
+    heads = [m for m in model.modules() if isinstance(m, FixedClassifier)]
+    if len(heads) != 1:
+        raise ValueError(f"the model has {len(heads)} FixedClassifiers, expected one for {path}")
+    FixedHead.from_module(heads[0]).save(path)
 
 
 def _integer(name: str, text: str) -> int:

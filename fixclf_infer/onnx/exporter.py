@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..epilogue import Epilogue
+from ..fileformat import FORMAT_VERSION, checksum
 from ..nn import FixedClassifier
 from ..ops import Geometry
 from .body import append_bodies
-from .metadata import FORMAT_VERSION, record
+from .metadata import record
 from .model import attribute, check, constants, head_nodes, key, load, where
-from .schema import DOMAIN, MAX_K, OPSET, SCHEMAS, checksum
+from .schema import DOMAIN, MAX_K, OPSET, SCHEMAS
 
 Outputs = Literal["logits", "softmax", "topk"]
 OPSETS = range(18, 24)

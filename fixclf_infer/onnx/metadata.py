@@ -11,8 +11,8 @@ from typing import Any
 from onnx import ModelProto, helper
 
 from ..codebooks import FAMILIES, Codebook, from_identity
+from ..fileformat import FORMAT_VERSION
 
-FORMAT_VERSION = 1
 FORMAT_KEY = "ai.fixclf.format_version"
 CODEBOOKS_KEY = "ai.fixclf.codebooks"  # JSON: a list of `Codebook.identity()`
 

@@ -12,10 +12,11 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ..codebooks import Codebook, KernelData
+from ..codebooks import Codebook
 from ..epilogue import Epilogue
-from .metadata import FORMAT_VERSION, check_metadata
-from .schema import ATTRIBUTES, DOMAINS, HEADS, MAX_K, Head, checksum
+from ..fileformat import between, check_fields, check_scale, read_codebook
+from .metadata import check_metadata
+from .schema import ATTRIBUTES, DOMAINS, HEADS, MAX_K, Head
 
 Constants = Callable[[str], "np.ndarray[Any, Any] | None"]
 
@@ -147,77 +148,20 @@ def read_head(node: NodeProto, constant: Constants) -> Head:
     do not have the checksum.
     """
     values = {a.name: a.i for a in node.attribute if a.type == AttributeProto.INT}
-    for name in ATTRIBUTES[node.op_type]:
-        if name not in values:
-            raise ValueError(f"{where(node)}: attribute {name} is missing")
-    if values["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{where(node)}: format_version is {values['format_version']}, written by a newer "
-            f"fixclf_infer; this one reads up to {FORMAT_VERSION}"
-        )
+    check_fields(where(node), values, ATTRIBUTES[node.op_type])
     inputs = [*node.input, *[""] * 5][:5]
     _, alpha, bias, signs, base = (constant(name) if name else None for name in inputs)
     if bool(inputs[2]) != bool(values["has_bias"]):
         what = "bias is missing" if values["has_bias"] else "a bias is given"
         raise ValueError(f"{where(node)}: {what}, but has_bias is {values['has_bias']}")
-    n, c = values["in_features"], values["num_classes"]
-    b, log2 = values["base_order"], values["log2"]
-    _between(node, "base_order", b, 1, 512)
-    _between(node, "log2", log2, 0, 20)
-    order = b << log2
-    _between(node, "in_features", n, 1, order)
-    _between(node, "column_offset", values["column_offset"], 0, min(1, order - n))
-    if alpha is not None and (alpha.dtype != np.float32 or alpha.size != 1 or alpha.ndim > 1):
-        raise ValueError(f"{where(node)}: alpha is {_what(alpha)}, expected one element of float32")
-    if bias is not None and (bias.dtype != np.float32 or bias.shape != (c,)):
-        raise ValueError(f"{where(node)}: bias is {_what(bias)}, expected float32 [{c}]")
-    blocks = len(signs) if signs is not None and signs.ndim else 1
-    bits = {}
-    for name, got, value, shape, wanted in (
-        ("signs", inputs[3], signs, (blocks, -(-order // 8)), bool(inputs[3])),
-        ("base", inputs[4], base, (b, -(-b // 8)), b > 1),
-    ):
-        if bool(got) != wanted:
-            has = "given" if got else "missing"
-            raise ValueError(f"{where(node)}: {name} is {has}, but base_order is {b}")
-        if got and value is None:
+    check_scale(where(node), alpha, bias, values["num_classes"])
+    for name, given, bits in (("signs", inputs[3], signs), ("base", inputs[4], base)):
+        if given and bits is None:
             raise ValueError(f"{where(node)}: {name} is computed, expected an initialiser")
-        if value is not None and (value.dtype != np.uint8 or value.shape != shape):
-            raise ValueError(
-                f"{where(node)}: {name} is {_what(value)}, expected uint8 {list(shape)}"
-            )
-        bits[name] = value
-    data = KernelData(
-        b,
-        log2,
-        bits["base"],
-        bits["signs"],
-        bool(values["negate"]),
-        bool(values["center"]),
-        values["row_offset"],
-        values["column_offset"],
-    )
-    _between(node, "row_offset", data.row_offset, 0, data.rows - 1)
-    _between(node, "num_classes", c, 1, data.rows - data.row_offset)
-    if data.center and (data.blocks > 1 or data.negate or c < 2):
-        raise ValueError(f"{where(node)}: center is 1, which needs one block and 2 classes or more")
-    if values["checksum"] != checksum(data.signs, data.base):
-        raise ValueError(
-            f"{where(node)}: the sign masks or the base matrix were changed: their checksum "
-            "is not the one that the node records"
-        )
-    head = Head(Codebook("onnx", 1, n, c, 0, data), bool(inputs[2]))
+    book = read_codebook(where(node), values, signs, base)
+    head = Head(book, bool(inputs[2]))
     if node.op_type == "FixedHead":
-        _between(node, "epilogue", values["epilogue"], 0, Epilogue.SIGMOID)
+        between(where(node), "epilogue", values["epilogue"], 0, Epilogue.SIGMOID)
         return replace(head, epilogue=Epilogue(values["epilogue"]))
-    _between(node, "k", values["k"], 1, min(c, MAX_K))
+    between(where(node), "k", values["k"], 1, min(book.num_classes, MAX_K))
     return replace(head, k=values["k"], log_probabilities=bool(values["log_probabilities"]))
-
-
-def _between(node: NodeProto, name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{where(node)}: {name} is {value}, expected {low} to {high}")
-
-
-def _what(array: np.ndarray[Any, Any]) -> str:
-    return f"{array.dtype} {list(array.shape)}"

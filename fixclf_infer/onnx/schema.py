@@ -18,9 +18,8 @@ from onnx import NodeProto, helper
 from onnx.defs import OpSchema
 
 from ..codebooks import Codebook, KernelData
-from ..codebooks.base import Bits
 from ..epilogue import Epilogue
-from .metadata import FORMAT_VERSION
+from ..fileformat import CODEBOOK_FIELDS, fields_of
 
 DOMAIN = "ai.fixclf"
 # The library has every operator in each of these; `body` says why.
@@ -30,22 +29,9 @@ MAX_K = 1024
 
 HEADS = ("FixedHead", "FixedHeadTopK")
 
-_BOOK = (
-    "format_version",
-    "in_features",
-    "num_classes",
-    "base_order",
-    "log2",
-    "negate",
-    "center",
-    "row_offset",
-    "column_offset",
-    "has_bias",
-    "checksum",
-)
 ATTRIBUTES = {
-    "FixedHead": (*_BOOK, "epilogue"),
-    "FixedHeadTopK": (*_BOOK, "k", "log_probabilities"),
+    "FixedHead": (*CODEBOOK_FIELDS, "epilogue"),
+    "FixedHeadTopK": (*CODEBOOK_FIELDS, "k", "log_probabilities"),
     "HadamardTransform": ("scale",),
 }
 
@@ -103,20 +89,7 @@ class Head:
 
     def attributes(self) -> dict[str, int]:
         """Of the node."""
-        data = self.data
-        values = {
-            "format_version": FORMAT_VERSION,
-            "in_features": self.codebook.in_features,
-            "num_classes": self.codebook.num_classes,
-            "base_order": data.base_order,
-            "log2": data.log2,
-            "negate": int(data.negate),
-            "center": int(data.center),
-            "row_offset": data.row_offset,
-            "column_offset": data.column_offset,
-            "has_bias": int(self.has_bias),
-            "checksum": checksum(data.signs, data.base),
-        }
+        values = fields_of(self.codebook, self.has_bias)
         if self.k:
             return {**values, "k": self.k, "log_probabilities": int(self.log_probabilities)}
         return {**values, "epilogue": int(self.epilogue)}
@@ -139,12 +112,3 @@ class Head:
         node = helper.make_node(self.op_type, inputs, outputs, name, domain=DOMAIN)
         node.attribute.extend(helper.make_attribute(*a) for a in self.attributes().items())
         return node
-
-
-def checksum(signs: Bits | None, base: Bits | None) -> int:
-    """FNV-1a (64 bits) over the bytes of signs, then of base, as a signed integer."""
-    value = 0xCBF29CE484222325
-    for bits in (signs, base):
-        for byte in b"" if bits is None else bits.tobytes():
-            value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value

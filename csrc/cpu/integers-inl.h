@@ -32,26 +32,24 @@ struct SignTransforms {
 constexpr SignTransforms kSignTransforms;
 constexpr int kSignStages = 3;
 
+// How many features one int16_t may sum. Of m in int8 a sum lies in [-128 m, 127 m], and in
+// [-127.5 m, 127.5 m] where half of them are subtracted: both fit for m = 256.
+FIXCLF_INLINE int64_t most_summands(DType dtype) { return dtype == DType::kInt8 ? 256 : 32767; }
+
 // Whether a row of these goes through int16_t: 2^r sums of `depth` features each, and at least the
 // stages within a vector of 32 lanes.
 FIXCLF_INLINE bool fits_short(DType dtype, int64_t features, int r) {
   const int64_t depth = (features + (int64_t{1} << r) - 1) >> r;
   if (r < 7) return false;
-  return dtype == DType::kInt8 ? (128 * depth) << 5 <= 32767 : depth <= SignTransforms::kMaxSum;
+  return depth << 5 <= most_summands(dtype) &&
+         (dtype == DType::kInt8 || depth <= SignTransforms::kMaxSum);
 }
 
-// What a fold found: |x|^2 and whether there is a -128, the one value whose negation is none.
-struct Folded {
-  int64_t squares;
-  bool lowest;
-};
-
-// h[j] = sum_c x[c width + j] for j < width, a multiple of 32.
+// h[j] = sum_c x[c width + j] for j < width, a multiple of 32; returns |x|^2.
 template <class Short>
-Folded fold_short(const int8_t* x, int64_t features, int64_t width, int16_t* h) {
+int64_t fold_short(const int8_t* x, int64_t features, int64_t width, int16_t* h) {
   constexpr int kUnroll = 32 / Short::kWidth;
   typename Short::Sum squares = {};
-  typename Short::F least = {};
   for (int64_t j = 0; j < width; j += 32) {
     typename Short::F sum[kUnroll] = {};
     const auto add = [&](const int8_t* from) __attribute__((always_inline)) {
@@ -59,7 +57,6 @@ Folded fold_short(const int8_t* x, int64_t features, int64_t width, int16_t* h) 
       for (int u = 0; u < kUnroll; ++u) {
         const auto v = Short::load(from + u * Short::kWidth);
         sum[u] += v;
-        least = Short::min(v, least);
         squares = Short::add_squares(squares, v);
       }
     };
@@ -73,11 +70,9 @@ Folded fold_short(const int8_t* x, int64_t features, int64_t width, int16_t* h) 
 #pragma GCC unroll 32
     for (int u = 0; u < kUnroll; ++u) Short::store(h + j + u * Short::kWidth, sum[u]);
   }
-  Folded folded = {};
-  for (size_t lane = 0; lane < sizeof squares / sizeof squares[0]; ++lane)
-    folded.squares += squares[lane];
-  for (int lane = 0; lane < Short::kWidth; ++lane) folded.lowest |= least[lane] == -128;
-  return folded;
+  int64_t total = 0;
+  for (size_t lane = 0; lane < sizeof squares / sizeof squares[0]; ++lane) total += squares[lane];
+  return total;
 }
 
 // bytes[8 g + i] = sum over `kDepth` rows of the table for the groups of eight from g on; missing
@@ -147,18 +142,15 @@ template <class V>
 double transform_integers(DType dtype, const void* x, int64_t features, int r, int16_t* h,
                           typename V::Real* y) {
   const int64_t width = int64_t{1} << r, depth = (features + width - 1) >> r;
-  int64_t squares = features, bound = 1;
+  int64_t squares = features;
   if (dtype == DType::kInt8) {
-    const Folded folded =
-        fold_short<typename V::Short>(static_cast<const int8_t*>(x), features, width, h);
-    squares = folded.squares;
-    bound = folded.lowest ? 128 : 127;
+    squares = fold_short<typename V::Short>(static_cast<const int8_t*>(x), features, width, h);
   } else {
     fold_signs(static_cast<const uint8_t*>(x), features, width, depth,
                reinterpret_cast<uint8_t*>(y), h);
   }
   int stages = r;
-  while ((bound * depth) << stages > 32767) --stages;
+  while (depth << stages > most_summands(dtype)) --stages;
   if (dtype == DType::kInt8) {
     short_transforms<V, 0>(h, stages, width >> stages, y);
   } else {

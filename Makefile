@@ -66,6 +66,7 @@ test-ort-matrix: install
 # The figures of README.md and docs/performance.md.
 bench: install
 	python -m bench.report
+	python -m bench.reductions
 
 clean:
 	rm -rf build dist demo-out *.egg-info fixclf_infer/*.so

@@ -22,6 +22,7 @@ from fixclf_infer.epilogue import Epilogue
 
 from . import memory, native, peers, tables, timing, transforms
 from .progress import bar
+from .targets import Target
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -57,36 +58,6 @@ DENSE_TARGETS = {
 SIZES = range(4, 19)
 MEMORY_BATCH = 16384
 TEMPORARY = f"memory besides the output, B={MEMORY_BATCH}"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One row of "Speed to reach"."""
-
-    what: str
-    quantity: str
-    asked: float
-    at_least: bool
-    measured: float | None
-    unit: str = "×"
-    remark: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        if self.measured is None:
-            return None
-        return self.measured >= self.asked if self.at_least else self.measured <= self.asked
-
-    def row(self) -> dict[str, str]:
-        sign = "≥" if self.at_least else "≤"
-        value = "not measured" if self.measured is None else f"{self.measured:.4g} {self.unit}"
-        return {
-            "what": self.what,
-            "quantity": self.quantity,
-            "asked": f"{sign} {self.asked:g} {self.unit}",
-            "measured": value + (f" ({self.remark})" if self.remark else ""),
-            "met": {True: "yes", False: "NO", None: "–"}[self.met],
-        }
 
 
 @dataclass

@@ -569,13 +569,15 @@ def _nll_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         *ctx.options,
     )
     # A few rows at a time, and dx in the place of the projection: the temporaries of a whole batch
-    # would outweigh all else.
+    # would outweigh all else. Many classes take so long a row that calls for few rows do not count.
     total = torch.zeros_like(alpha)
     features, parts = x.reshape(-1, x.shape[-1]), projected.view(-1, projected.shape[-1])
-    for i in range(0, len(parts), 64):
-        part = parts[i : i + 64]
+    book = Geometry(*ctx.geometry)
+    step = max(16, 2**19 // (book.class_end - book.class_begin))
+    for i in range(0, len(parts), step):
+        part = parts[i : i + step]
         dx, dalpha = _input_gradients(
-            features[i : i + 64],
+            features[i : i + step],
             alpha,
             part,
             ctx.geometry[0],

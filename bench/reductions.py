@@ -35,6 +35,10 @@ ARGMAX = peers.Case(2048, 1000, 256, epilogue=Epilogue.LOGITS)
 LOSS = peers.Case(512, 33_278, 256, epilogue=Epilogue.LOGITS)
 
 
+# Seconds: of calls in a row, as a server makes them; a thread that just woke up is slow.
+SAMPLE = 5e-3
+
+
 @dataclass(frozen=True)
 class Measured:
     """One case: seconds a call, and bytes besides the outputs at the peak, by variant."""
@@ -98,7 +102,7 @@ def top_k(case: peers.Case, k: int, seconds: float, threads: tuple[int, ...] = (
         for n in threads:
             name = "fixclf" if n == 1 else f"fixclf, {n} threads"
             variants[name] = timing.Variant(fixed, partial(torch.set_num_threads, n))
-        times = timing.measure(variants, seconds=seconds)
+        times = timing.measure(variants, seconds=seconds, min_sample=SAMPLE)
         torch.set_num_threads(1)
         used = {
             "fixclf": memory.peak_temporary(fixed, 0),
@@ -127,7 +131,7 @@ def argmax(seconds: float) -> Measured:
                 raise AssertionError(f"{name}: class {best} is not the best")
 
             variants[name] = one_thread(partial(ops.head_argmax, *arguments))
-        times = timing.measure(variants, seconds=seconds)
+        times = timing.measure(variants, seconds=seconds, min_sample=SAMPLE)
     return Measured("argmax, 2048 → 1000, batch 256", case, times)
 
 

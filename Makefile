@@ -40,11 +40,12 @@ format: install
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
-# The kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The kernels, and the operator library in a C++ host of ONNX Runtime, under AddressSanitizer and
+# UndefinedBehaviorSanitizer.
 CPP_OPTIONS := -G Ninja -DFIXCLF_TORCH=OFF -DFIXCLF_NUMPY=OFF -DFIXCLF_TESTS=ON
 test-cpp: install
 	cmake -S . -B build/asan $(CPP_OPTIONS) -DFIXCLF_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug \
-	  -DFIXCLF_ONNXRUNTIME=OFF
+	  -DPython_EXECUTABLE=$(BIN)/python
 	cmake --build build/asan -j2
 	ctest --test-dir build/asan --verbose
 

@@ -25,8 +25,9 @@ NEEDS_NUMPY_1 = ("1.17.", "1.18.")
 
 
 def write_models() -> None:
-    """<name>.onnx with <name>.npz (X, the result and its bound); bad/<name>.onnx with <name>.txt,
-    a part of the message."""
+    """<name>.onnx with <name>.npz (X, and for each output i want<i> and bound<i>); one that is
+    portable runs without the library as well. bad/<name>.onnx with <name>.txt, a part of the
+    message."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import numpy as np
     import ort_models
@@ -35,13 +36,17 @@ def write_models() -> None:
 
     from fixclf_infer import codebook, reference
     from fixclf_infer.epilogue import Epilogue
+    from fixclf_infer.onnx import Head, head_model
 
     (MODELS / "bad").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
 
-    def save(name: str, model: bytes, x: Any, want: Any, bound: Any) -> None:
+    def save(name: str, model: bytes, x: Any, *outputs: tuple[Any, Any]) -> None:
         (MODELS / f"{name}.onnx").write_bytes(model)
-        np.savez(MODELS / f"{name}.npz", X=x.astype(np.float32), want=want, bound=bound)
+        arrays = {"X": x.astype(np.float32)}
+        for i, (want, bound) in enumerate(outputs):
+            arrays |= {f"want{i}": want, f"bound{i}": bound}
+        np.savez(MODELS / f"{name}.npz", **arrays)
 
     kerdock = codebook(16, 100, "kerdock")
     bias = np.linspace(-1, 1, 100, dtype=np.float32)
@@ -58,11 +63,36 @@ def write_models() -> None:
         matrix = expand(book)
         want = reference.head(x.astype(np.float64), matrix, 5.0, b, Epilogue.SOFTMAX)
         scale = scale_of(matrix, 5.0, b)
-        save(name, model, x, want, tolerances.probability(want, scale, dtype, dtype))
+        save(name, model, x, (want, tolerances.probability(want, scale, dtype, dtype)))
+
+    matrix, scale = expand(kerdock), scale_of(expand(kerdock), 5.0, bias)
+    x = rng.integers(-128, 128, (7, 16)).astype(np.int8)
+    want = reference.head(x.astype(np.float64), matrix, 5.0, bias, Epilogue.SOFTMAX)
+    model = ort_models.head(kerdock, 5.0, bias, Epilogue.SOFTMAX, dtype="int8")
+    save("int8", model, x, (want, tolerances.probability(want, scale, "float32", "float32")))
+    x = rng.standard_normal((7, 16)).astype(np.float32)
+    z = reference.logits(x.astype(np.float64), matrix, 5.0, bias)
+    values, indices = reference.topk(z, 5)
+    logsumexp = reference.logsumexp(z)[:, 0]
+    top_k = (
+        (values, tolerances.logits(values, scale, "float32", "float32")),
+        (indices, 0),
+        (logsumexp, tolerances.logsumexp(logsumexp, scale, "float32", 100)),
+    )
+    model = ort_models.top_k(kerdock, 5, 5.0, bias, x_shape=["batch", 16])
+    save("top-k", model, x, *top_k)
+    # The portable body, in float32 as ONNX Runtime's own operators add.
+    loose = [(want, np.max(bound) * 8) for want, bound in top_k]
+    model = head_model(Head(kerdock, True, k=5), 5.0, bias).SerializeToString()
+    save("portable-top-k", model, x, *loose)
+    want = reference.head(x.astype(np.float64), matrix, 5.0, bias, Epilogue.SOFTMAX)
+    model = head_model(Head(kerdock, True, Epilogue.SOFTMAX), 5.0, bias).SerializeToString()
+    save("portable", model, x, (want, 1e-6))
+
     x = rng.standard_normal((3, 64)).astype(np.float32)
     want = reference.hadamard_transform(x)
     bound = tolerances.transform(want, 6, "float32")[:, None]
-    save("transform", ort_models.transform(["b", 64], None, "float32"), x, want, bound)
+    save("transform", ort_models.transform(["b", 64], None, "float32"), x, (want, bound))
 
     for name, replace, message in (
         ("newer-format", {"format_version": 2}, "newer fixclf_infer"),
@@ -128,21 +158,26 @@ def check() -> None:
     import numpy as np
     import onnxruntime
 
-    def session(model: Path, threads: int) -> Any:
+    def session(model: Path, threads: int, library: bool = True) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        options.register_custom_ops_library(str(LIBRARY))
+        if library:
+            options.register_custom_ops_library(str(LIBRARY))
         return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     passed, errors = 0, {}
     for path in sorted(MODELS.glob("*.onnx")):
         data = np.load(path.with_suffix(".npz"))
         try:
-            for threads in (1, 2):
-                (y,) = session(path, threads).run(None, {"X": data["X"]})
-                assert y.shape == data["want"].shape, f"shape {y.shape}"
-                assert (np.abs(y - data["want"]) <= data["bound"]).all(), "outside its bound"
+            sessions = [session(path, 1), session(path, 2)]
+            if path.name.startswith("portable"):
+                sessions.append(session(path, 1, library=False))
+            for runner in sessions:
+                for i, y in enumerate(runner.run(None, {"X": data["X"]})):
+                    want, bound = data[f"want{i}"], data[f"bound{i}"]
+                    assert y.shape == want.shape, f"output {i} has shape {y.shape}"
+                    assert (np.abs(y - want) <= bound).all(), f"output {i} is outside its bound"
             passed += 1
         except Exception as error:
             errors[path.stem] = str(error).splitlines()[0]

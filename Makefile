@@ -68,6 +68,7 @@ test-ort-matrix: install
 bench: install
 	python -m bench.report
 	python -m bench.reductions
+	python -m bench.ort
 
 clean:
 	rm -rf build dist demo-out *.egg-info fixclf_infer/*.so

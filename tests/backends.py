@@ -22,15 +22,8 @@ def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, 
     data = book.kernel
     shard = classes or range(book.num_classes)
     return {
+        **vars(data),
         "in_features": book.in_features,
-        "base": data.base,
-        "signs": data.signs,
-        "base_order": data.base_order,
-        "log2": data.log2,
-        "negate": data.negate,
-        "center": data.center,
-        "row_offset": data.row_offset,
-        "column_offset": data.column_offset,
         "num_classes": book.num_classes,
         "class_begin": shard.start,
         "class_end": shard.stop,

@@ -53,15 +53,8 @@ class FixedHead:
                 f"bias has shape {list(self.bias.shape)}, expected [{codebook.num_classes}]"
             )
         self._codebook_arguments: dict[str, Any] = {
+            **vars(data),
             "in_features": codebook.in_features,
-            "base": data.base,
-            "signs": data.signs,
-            "base_order": data.base_order,
-            "log2": data.log2,
-            "negate": data.negate,
-            "center": data.center,
-            "row_offset": data.row_offset,
-            "column_offset": data.column_offset,
             "num_classes": codebook.num_classes,
             "class_begin": 0,
             "class_end": codebook.num_classes,

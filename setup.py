@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -29,4 +29,11 @@ class CMakeBuild(build_ext):
         return []
 
 
-setup(ext_modules=[Extension("fixclf_infer._native", [])], cmdclass={"build_ext": CMakeBuild})
+# triton_kernels/ lies beside the package that it is installed into.
+TRITON_KERNELS = "fixclf_infer.triton_kernels"
+setup(
+    packages=[*find_packages(include=["fixclf_infer", "fixclf_infer.*"]), TRITON_KERNELS],
+    package_dir={TRITON_KERNELS: "triton_kernels"},
+    ext_modules=[Extension("fixclf_infer._native", [])],
+    cmdclass={"build_ext": CMakeBuild},
+)

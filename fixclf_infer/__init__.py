@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import codebooks, edge, nn, onnx, ops, reference
+    from .backends import use_backend
     from .codebooks import Codebook, codebook
     from .transform import hadamard_transform
 
@@ -30,6 +31,7 @@ _LAZY = {
     "onnx": None,
     "ops": None,
     "reference": None,
+    "use_backend": "backends",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "onnx",
     "ops",
     "reference",
+    "use_backend",
 ]
 
 

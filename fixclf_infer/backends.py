@@ -1,10 +1,175 @@
-"""What this installation and this machine can run, and what "auto" picks."""
+"""What this installation and this machine can run, what "auto" picks, and the choice by name.
+
+CPU tensors run the C++ kernels. CUDA tensors run those of the CUDA library if it was built, else
+the Triton kernels (fixclf_infer.triton_kernels). This is the only place that knows.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
 
 from . import _native, loader
+
+OPERATORS = (
+    "hadamard_transform",
+    "head",
+    "head_topk",
+    "head_argmax",
+    "head_sample",
+    "head_logprob",
+    "head_nll",
+    "head_nll_backward",
+    "project_adjoint",
+)
+TRITON_OPERATORS = (
+    "hadamard_transform",
+    "head",
+    "head_topk",
+    "head_argmax",
+    "head_logprob",
+    "project_adjoint",
+)
+
+# Where `ops` finds its operators: torch.ops.fixclf, which dispatches by device, or those of one
+# backend that was asked for by name.
+operators: Any = None
+
+_CUDA_LIBRARY = "libfixclf_torch_cuda.so"
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def has_cuda_library() -> bool:
+    """Whether this installation was built with the CUDA kernels."""
+    return loader.torch_library().with_name(_CUDA_LIBRARY).exists()
+
+
+def cuda_backend() -> tuple[str | None, str]:
+    """What runs for CUDA tensors, "cuda", "triton" or None, and why."""
+    if has_cuda_library():
+        return "cuda", f"{_CUDA_LIBRARY} is built"
+    if has_triton():
+        return "triton", f"{_CUDA_LIBRARY} is not built, Triton is installed"
+    return None, f"{_CUDA_LIBRARY} is not built and Triton is not installed"
+
+
+def load_triton() -> Any:
+    """torch.ops.fixclf_triton. Raises ImportError without Triton."""
+    if not has_triton():
+        raise ImportError(
+            "the Triton backend needs triton, which is not installed; "
+            "pip install 'fixclf_infer[triton]'"
+        )
+    import torch
+
+    importlib.import_module("fixclf_infer.triton_kernels")
+    return torch.ops.fixclf_triton
+
+
+def _missing(name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{name} has no Triton kernel; Triton has {', '.join(TRITON_OPERATORS)}, and the CUDA "
+        f"library ({_CUDA_LIBRARY}) has {name}"
+    )
+
+
+def _on_cuda_tensors(name: str) -> Callable[..., Any]:
+    """The operator where the CUDA library is not built; what it needs is imported when it runs."""
+
+    def run(*arguments: Any) -> Any:
+        if name not in TRITON_OPERATORS:
+            raise _missing(name)
+        if not has_triton():
+            raise ImportError(
+                f"{name} on CUDA tensors needs {_CUDA_LIBRARY}, which this installation was built "
+                "without, or triton, which is not installed; pip install 'fixclf_infer[triton]'"
+            )
+        return getattr(load_triton(), name).default(*arguments)
+
+    return run
+
+
+_registered: list[Any] = []  # a torch.library.Library unregisters when it is collected
+
+
+def register_operators() -> None:
+    """Makes torch.ops.fixclf complete on CUDA tensors, after the libraries are loaded."""
+    global operators
+    import torch
+
+    operators = torch.ops.fixclf
+    if has_cuda_library() or _registered:
+        return
+    library = torch.library.Library("fixclf", "IMPL")
+    for name in OPERATORS:
+        library.impl(name, _on_cuda_tensors(name), "CUDA")
+    _registered.append(library)
+
+
+class use_backend:
+    """Which backend the operators of this process run on, whatever the device's default.
+
+    use_backend("triton") stays until the next call; `with use_backend("triton"):` until the block
+    ends. A name that can't run raises, naming what is missing, and so does every operator that the
+    backend lacks. With "triton", `torch.compile` sees the kernels themselves.
+
+    Args:
+        name: "auto", the choice that `fixclf info` prints; "triton"; or "cuda", the CUDA library.
+
+    Raises:
+        ValueError: another name.
+        ImportError: Triton is not installed, or the CUDA library is not built.
+    """
+
+    def __init__(self, name: str) -> None:
+        global operators
+        from . import ops  # noqa: F401, which loads the libraries
+
+        self._before = operators
+        operators = _operators_of(name)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        global operators
+        operators = self._before
+
+
+def _operators_of(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.ops.fixclf
+    if name == "cuda":
+        if not has_cuda_library():
+            raise ImportError(
+                f"the CUDA backend needs {_CUDA_LIBRARY}, which this installation was built "
+                "without; reinstall it where nvcc is"
+            )
+        return torch.ops.fixclf
+    if name != "triton":
+        raise ValueError(f"name is {name!r}, expected 'auto', 'triton' or 'cuda'")
+    namespace = load_triton()
+    return SimpleNamespace(
+        **{each: getattr(namespace, each) for each in TRITON_OPERATORS},
+        **{each: _raising(each) for each in OPERATORS if each not in TRITON_OPERATORS},
+    )
+
+
+def _raising(name: str) -> Any:
+    def default(*_: Any) -> Any:
+        raise _missing(name)
+
+    return SimpleNamespace(default=default)
 
 
 def describe() -> dict[str, str]:
@@ -17,10 +182,15 @@ def describe() -> dict[str, str]:
     }
     if not loader.has_torch():
         facts["torch"] = "not installed"
-    else:
-        facts["torch"] = metadata.version("torch")
-        try:
-            facts["torch operators"] = str(loader.torch_library())
-        except ImportError as error:
-            facts["torch operators"] = str(error)
+        return facts
+    facts["torch"] = metadata.version("torch")
+    try:
+        facts["torch operators"] = str(loader.torch_library())
+    except ImportError as error:
+        facts["torch operators"] = str(error)
+        return facts
+    facts["triton"] = metadata.version("triton") if has_triton() else "not installed"
+    backend, reason = cuda_backend()
+    names = {"cuda": "CUDA library", "triton": "Triton kernels", None: "nothing"}
+    facts["runs for CUDA tensors"] = f"{names[backend]}: {reason}"
     return facts

@@ -17,12 +17,15 @@ backward. The derivatives use the same transforms: no dense matrix appears.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import backends
 from .epilogue import Epilogue
 from .loader import load_torch_library
 
 load_torch_library()
+backends.register_operators()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -108,7 +111,7 @@ def codebook_arguments(book: Codebook, classes: range | None = None) -> Codebook
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     """See `fixclf_infer.hadamard_transform`."""
-    result: Tensor = torch.ops.fixclf.hadamard_transform.default(x, scale)
+    result: Tensor = backends.operators.hadamard_transform.default(x, scale)
     return result
 
 
@@ -140,7 +143,7 @@ def head(
     Raises:
         ValueError: one sentence that names the argument, what it was and what was expected.
     """
-    result: Tensor = torch.ops.fixclf.head.default(
+    result: Tensor = backends.operators.head.default(
         x, alpha, bias, *codebook, normalize, int(epilogue), dtype
     )
     return result
@@ -171,7 +174,7 @@ def head_topk(
     Raises:
         ValueError: one sentence that names the argument, what it was and what was expected.
     """
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fixclf.head_topk.default(
+    result: tuple[Tensor, Tensor, Tensor] = backends.operators.head_topk.default(
         x, alpha, bias, *codebook, normalize, k, log_probabilities, mask
     )
     return result
@@ -187,7 +190,7 @@ def head_argmax(
     normalize: bool = True,
 ) -> Tensor:
     """The class of the largest logit [...] (int64), the lowest on ties; no exponential."""
-    result: Tensor = torch.ops.fixclf.head_argmax.default(
+    result: Tensor = backends.operators.head_argmax.default(
         x, alpha, bias, *codebook, normalize, mask
     )
     return result
@@ -207,7 +210,7 @@ def head_sample(
 
     seeds: int64 [...], one a row. A row's sample depends on its features and its seed alone.
     """
-    result: Tensor = torch.ops.fixclf.head_sample.default(
+    result: Tensor = backends.operators.head_sample.default(
         x, alpha, bias, *codebook, normalize, seeds, mask
     )
     return result
@@ -225,7 +228,7 @@ def head_logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """At the classes ids, int64 [...] or [..., M]: log-probabilities and logits of that shape, and
     logsumexp [...]. ValueError names the first id outside [0, C)."""
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fixclf.head_logprob.default(
+    result: tuple[Tensor, Tensor, Tensor] = backends.operators.head_logprob.default(
         x, alpha, bias, *codebook, normalize, ids, mask
     )
     return result
@@ -248,7 +251,7 @@ def head_nll(
     `torch.nn.functional.cross_entropy` has it. The losses have derivatives with respect to x, alpha
     and bias (once); the backward pass computes the logits again.
     """
-    result: tuple[Tensor, Tensor] = torch.ops.fixclf.head_nll.default(
+    result: tuple[Tensor, Tensor] = backends.operators.head_nll.default(
         x, alpha, bias, *codebook, normalize, target, ignore_index, label_smoothing
     )
     return result
@@ -476,11 +479,6 @@ def _transform_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.scale = inputs[1]
 
 
-def _transform_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    # H is symmetric.
-    return hadamard_transform(grad.contiguous(), ctx.scale), None
-
-
 def _grad_logits(out: Tensor, grad: Tensor, epilogue: int) -> Tensor:
     """dL/dz from dL/dout, by the epilogue's output alone, in the accumulation dtype."""
     exact = _accumulation(out.dtype)
@@ -531,14 +529,14 @@ def _input_gradients(
     return dx, dalpha
 
 
-def _head_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _head_backward(adjoint: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, alpha, base, signs, output = ctx.saved_tensors
     if output is not None:
         grad = _grad_logits(output, grad, ctx.epilogue)
     dz = grad.to(_accumulation(x.dtype)).contiguous()
     dx = dalpha = dbias = None
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        projected = torch.ops.fixclf.project_adjoint.default(dz, base, signs, ctx.geometry)
+        projected = adjoint(dz, base, signs, ctx.geometry)
         dx, dalpha = _input_gradients(
             x, alpha, projected, ctx.geometry[0], ctx.normalize, ctx.needs_input_grad
         )
@@ -608,20 +606,34 @@ def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(base, signs)
 
 
-def _adjoint_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _adjoint_backward(operator: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     one = torch.ones((), dtype=grad.dtype, device=grad.device)
     base, signs = ctx.saved_tensors
-    codebook = CodebookArguments(base, signs, ctx.geometry)
-    dg = head(grad.contiguous(), one, None, codebook, normalize=False).to(ctx.dtype)
-    return (dg, *[None] * 3)
+    dg = operator(grad.contiguous(), one, None, base, signs, ctx.geometry, False, Epilogue.LOGITS)
+    return (dg.to(ctx.dtype), *[None] * 3)
 
 
-torch.library.register_autograd(
-    "fixclf::hadamard_transform", _transform_backward, setup_context=_transform_setup
-)
-torch.library.register_autograd("fixclf::head", _head_backward, setup_context=_head_setup)
+def register_derivatives(namespace: str) -> None:
+    """Derivatives of torch.ops.<namespace>'s hadamard_transform, head and project_adjoint, by these
+    operators themselves."""
+    operators = getattr(torch.ops, namespace)
+    transform = operators.hadamard_transform.default
+    adjoint, logits = operators.project_adjoint.default, operators.head.default
+
+    def transform_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # H is symmetric.
+        return transform(grad.contiguous(), ctx.scale), None
+
+    register = torch.library.register_autograd
+    register(f"{namespace}::hadamard_transform", transform_backward, setup_context=_transform_setup)
+    register(f"{namespace}::head", partial(_head_backward, adjoint), setup_context=_head_setup)
+    register(
+        f"{namespace}::project_adjoint",
+        partial(_adjoint_backward, logits),
+        setup_context=_adjoint_setup,
+    )
+
+
+register_derivatives("fixclf")
 torch.library.register_autograd("fixclf::head_nll", _nll_backward, setup_context=_nll_setup)
 torch.library.register_autograd("fixclf::head_nll_backward", _no_second_derivative)
-torch.library.register_autograd(
-    "fixclf::project_adjoint", _adjoint_backward, setup_context=_adjoint_setup
-)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's pool, until a test asks for more
 
@@ -23,6 +23,13 @@ settings.register_profile(
 settings.load_profile("fixclf")
 
 _ran: set[str] = set()
+_notes: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def note() -> Callable[[str], None]:
+    """Adds a line to the run's summary: what ran, or was skipped, and why."""
+    return _notes.append
 
 
 @pytest.fixture(params=_native.supported_isas())
@@ -69,6 +76,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name in _native.compiled_isas():
         write(f"{name}: ran" if name in _ran else f"{name}: SKIPPED, {_why_not(name)}")
     _native.set_isa(before)
+    if _notes:
+        terminalreporter.section("backends")
+        for line in _notes:
+            write(line)
     if tolerances.worst:
         terminalreporter.section("worst error as a fraction of its bound")
         for family, ratio in sorted(tolerances.worst.items()):

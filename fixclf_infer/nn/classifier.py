@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import backends, ops
 from ..codebooks import Codebook, codebook, from_identity
 from ..epilogue import Epilogue
 
@@ -235,7 +235,7 @@ class FixedClassifier(nn.Module):
             bias = bias.to(exact)
         if buffers["dense_bits"] is not None:
             return self._dense_head(x, epilogue, dtype)
-        result: Tensor = torch.ops.fixclf.head.default(
+        result: Tensor = backends.operators.head.default(
             x, alpha, bias, buffers["base"], buffers["signs"], self._geometry, True, epilogue, dtype
         )
         return result

@@ -1,0 +1,295 @@
+"""`torch.ops.fixclf_triton.*`: the operators of `torch.ops.fixclf` that have Triton kernels, with
+the same arguments; `torch.compile` sees the kernels in them.
+
+    hadamard_transform, head, head_topk, head_argmax, head_logprob, project_adjoint
+
+Differences, all because nothing here waits for the device: an alpha that is not finite gives NaN or
+infinite results instead of an error; an id outside [0, C) gives NaN; a mask that allows no class of
+a row gives logsumexp −∞. No float64; orders up to 2^14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+from fixclf_infer import ops
+from fixclf_infer.epilogue import Epilogue
+
+from . import adjoint
+from .head import map_kernel
+from .launch import launch
+from .logprob import logprob_kernel, statistics_kernel
+from .problem import (
+    FLOATING,
+    Head,
+    check_device,
+    check_dtype,
+    check_head,
+    check_ids,
+    check_k,
+    check_mask,
+    check_order,
+    fail,
+    log2,
+    power_of_two,
+    rows_of,
+    rows_per_program,
+)
+from .topk import topk_kernel, topk_merge_kernel
+from .transform import transform_kernel
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _operator(name: str) -> Callable[[Function], Function]:
+    """Registers torch.ops.fixclf_triton.<name>; its fake kernel is the function itself, traced."""
+
+    def register(function: Function) -> Function:
+        operator: Function = torch.library.triton_op(f"fixclf_triton::{name}", mutates_args=())(
+            function
+        )
+        return operator
+
+    return register
+
+
+@_operator("hadamard_transform")
+def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
+    """y = scale · H x along the last dimension."""
+    check_dtype("x", x, *FLOATING)
+    check_device(x)
+    n = x.shape[-1] if x.dim() else 0
+    if n < 1 or n & (n - 1):
+        fail(f"x has {n} elements in its last dimension, expected a power of two")
+    check_order(n, "the last dimension of x")
+    rows = rows_of(x)
+    batch = rows.shape[0]
+    y = torch.empty((batch, n), dtype=x.dtype, device=x.device)
+    each = rows_per_program(n, batch)
+    if batch > 0:
+        launch(
+            transform_kernel,
+            triton.cdiv(batch, each),
+            x_ptr=rows,
+            y_ptr=y,
+            batch=batch,
+            x_stride=rows.stride(0),
+            scale=scale,
+            ROWS=each,
+            LOG2_TILE=log2(n),
+        )
+    return y.view(x.shape)
+
+
+class _Statistics:
+    """(max, Σ exp(z − max)) of each chunk of the classes, [batch, chunks]."""
+
+    def __init__(self, head: Head, places: int = 1, needed: bool = True) -> None:
+        self.chunks, self.tiles = head.chunks(places)
+        shape = (self.chunks,) if needed else (0,)
+        self.tops = head.empty(*shape, dtype=torch.float32)
+        self.totals = torch.empty_like(self.tops)
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "tops_ptr": self.tops,
+            "totals_ptr": self.totals,
+            "CHUNKS": self.chunks,
+            "LOG2_CHUNKS": log2(power_of_two(self.chunks)),
+        }
+
+
+def _statistics(
+    head: Head, mask: dict[str, Any], ids: Tensor | None = None, logits: Tensor | None = None
+) -> _Statistics:
+    """The statistics of every chunk; the logits at ids go to `logits`."""
+    statistics = _Statistics(head)
+    launch(
+        statistics_kernel,
+        triton.cdiv(head.batch, head.rows) * statistics.chunks,
+        **head.data(),
+        **head.constants(),
+        **mask,
+        ids_ptr=head.alpha if ids is None else ids,
+        logits_ptr=head.alpha if logits is None else logits,
+        IDS_PER_ROW=0 if ids is None else ids.shape[1],
+        tops_ptr=statistics.tops,
+        totals_ptr=statistics.totals,
+        HAS_IDS=ids is not None,
+        CHUNKS=statistics.chunks,
+        TILES_PER_CHUNK=statistics.tiles,
+    )
+    return statistics
+
+
+@_operator("head")
+def head(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    epilogue: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One value a class: logits, softmax, log-softmax or sigmoid."""
+    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    default = x.dtype if x.is_floating_point() else torch.float32
+    if dtype not in (None, torch.float32, default):
+        fail(f"dtype is {dtype}, expected torch.float32 or the dtype of x, {x.dtype}")
+    if not 0 <= epilogue <= max(Epilogue):
+        fail(f"epilogue is {epilogue}, expected 0 (logits) to {int(max(Epilogue))} (sigmoid)")
+    out = problem.empty(problem.classes, dtype=dtype or default)
+    if problem.batch > 0:
+        sums: dict[str, Any] = {
+            "tops_ptr": problem.alpha,
+            "totals_ptr": problem.alpha,
+            "CHUNKS": 0,
+            "LOG2_CHUNKS": 0,
+        }
+        if problem.split.tiles > 1 and epilogue in (Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX):
+            sums = _statistics(problem, check_mask(problem, None)).arguments()
+        launch(
+            map_kernel,
+            triton.cdiv(problem.batch, problem.rows) * problem.split.tiles,
+            **problem.data(),
+            **problem.constants(),
+            **sums,
+            out_ptr=out,
+            tiles=problem.split.tiles,
+            EPILOGUE=epilogue,
+        )
+    return out.view(*problem.leading, problem.classes)
+
+
+def _topk(
+    problem: Head, k: int, log_probabilities: bool, mask: Tensor | None, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    places = power_of_two(k)
+    arguments = check_mask(problem, mask)
+    sums = _Statistics(problem, places, statistics)
+    keys = problem.empty(sums.chunks, places, dtype=torch.int64)
+    values = problem.empty(k if statistics else 0, dtype=torch.float32)
+    indices = problem.empty(k, dtype=torch.int64)
+    logsumexp = problem.empty(*([] if statistics else [0]), dtype=torch.float32)
+    if problem.batch > 0:
+        shared = {"keys_ptr": keys, "K": k, "PLACES": places, "STATISTICS": statistics}
+        launch(
+            topk_kernel,
+            triton.cdiv(problem.batch, problem.rows) * sums.chunks,
+            **problem.data(),
+            **problem.constants(),
+            **arguments,
+            **shared,
+            tops_ptr=sums.tops,
+            totals_ptr=sums.totals,
+            CHUNKS=sums.chunks,
+            TILES_PER_CHUNK=sums.tiles,
+        )
+        launch(
+            topk_merge_kernel,
+            problem.batch,
+            **shared,
+            **sums.arguments(),
+            values_ptr=values,
+            indices_ptr=indices,
+            logsumexp_ptr=logsumexp,
+            LOG_PROBABILITIES=log_probabilities,
+            LOG2_TILE=log2(max(places, min(power_of_two(sums.chunks * places), 1024))),
+        )
+    return values, indices, logsumexp
+
+
+@_operator("head_topk")
+def head_topk(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    k: int,
+    log_probabilities: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and indices of the k largest logits, and logsumexp."""
+    book = ops.Geometry(*geometry)
+    check_k(book.class_end - book.class_begin, k)
+    problem = check_head(x, alpha, bias, base, signs, geometry, normalize, power_of_two(k))
+    values, indices, logsumexp = _topk(problem, k, log_probabilities, mask, True)
+    rows = problem.leading
+    return values.view(*rows, k), indices.view(*rows, k), logsumexp.view(rows)
+
+
+@_operator("head_argmax")
+def head_argmax(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The class of the largest logit: top-1 without exponentials."""
+    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    return _topk(problem, 1, False, mask, False)[1].view(problem.leading)
+
+
+@_operator("head_logprob")
+def head_logprob(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    ids: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and logits at ids, and logsumexp."""
+    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    wanted = check_ids(problem, ids)
+    arguments = check_mask(problem, mask)
+    each = wanted.shape[1]
+    logits = problem.empty(each, dtype=torch.float32)
+    logprobs = torch.empty_like(logits)
+    logsumexp = problem.empty(dtype=torch.float32)
+    if problem.batch > 0:
+        statistics = _statistics(problem, arguments, wanted, logits)
+        launch(
+            logprob_kernel,
+            problem.batch,
+            **statistics.arguments(),
+            ids_ptr=wanted,
+            logits_ptr=logits,
+            logprobs_ptr=logprobs,
+            logsumexp_ptr=logsumexp,
+            IDS_PER_ROW=each,
+            class_count=problem.classes,
+            IDS=min(power_of_two(max(each, 1)), 1024),
+        )
+    return logprobs.view(ids.shape), logits.view(ids.shape), logsumexp.view(problem.leading)
+
+
+@_operator("project_adjoint")
+def project_adjoint(
+    g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]
+) -> Tensor:
+    """Wᵀ g, for the backward pass of `head`."""
+    check_dtype("g", g, *FLOATING)
+    check_device(g, base=base, signs=signs)
+    return adjoint.project(g, base, signs, geometry, hadamard_transform)
+
+
+ops.register_derivatives("fixclf_triton")

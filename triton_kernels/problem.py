@@ -1,0 +1,344 @@
+"""From an operator's arguments to what kernels take: checks, and the split of the work.
+
+Everything here depends on the codebook, k and the sizes of x alone; of the batch, only how many
+rows a program takes. No value on the device is looked at, so nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from fixclf_infer.ops import Geometry
+
+MAX_ORDER = 1 << 14
+MAX_BASE_ORDER = 512
+MAX_TOPK = 1024
+MAX_CLASSES = 1 << 30
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+FEATURES = (*FLOATING, torch.int8, torch.uint8)
+
+# Elements of the tile that a program holds in registers: 8 a thread on 8 warps, where there is
+# enough to fill it; a slot is one butterfly, and its rows are consecutive.
+TILE = 2048
+MAX_WIDTH = 4096
+# Rows a slot at least, if the order has as many: a narrower one would read x in short pieces.
+MIN_WIDTH = 128
+# All classes up to here are one tile: a softmax is then one launch.
+RESIDENT = 4096
+# Chunks of the classes: about two programs for each multiprocessor of a large GPU from one row.
+MAX_CHUNKS = 256
+# Keys of all chunks of one row.
+MAX_KEYS = 8192
+
+
+def power_of_two(n: int) -> int:
+    """The smallest one from n on."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def log2(power: int) -> int:
+    return power.bit_length() - 1
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def check_order(order: int, what: str) -> None:
+    if order > MAX_ORDER:
+        fail(f"{what} is {order}, more than the {MAX_ORDER} that the Triton kernels take")
+
+
+def check_device(x: Tensor, **others: Tensor | None) -> None:
+    if x.device.type == "cpu" and not triton.knobs.runtime.interpret:
+        fail("x is on the CPU, where Triton kernels only run under TRITON_INTERPRET=1")
+    for name, other in others.items():
+        if other is not None and other.device != x.device:
+            fail(f"{name} is on {other.device}, expected {x.device}, where x is")
+
+
+def check_dtype(name: str, tensor: Tensor, *expected: torch.dtype) -> None:
+    if tensor.dtype not in expected:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in expected)
+        fail(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}")
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[..., columns] as [rows, columns] with contiguous rows of any stride; a copy if need be."""
+    if x.dim() == 2 and x.stride(1) == 1:
+        return x
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def check_codebook(
+    geometry: list[int], base: Tensor | None, signs: Tensor | None
+) -> tuple[Geometry, int]:
+    """The geometry and the number of blocks."""
+    book = Geometry(*geometry)
+    if not 1 <= book.base_order <= MAX_BASE_ORDER:
+        fail(f"base_order is {book.base_order}, expected 1 to {MAX_BASE_ORDER}")
+    order = book.base_order << book.log2
+    check_order(order, f"the order base_order · 2^log2 = {book.base_order} · 2^{book.log2}")
+    if book.column_offset not in (0, 1):
+        fail(f"column_offset is {book.column_offset}, expected 0 or 1")
+    if book.in_features < 1 or book.in_features + book.column_offset > order:
+        fail(
+            f"the codebook has {book.in_features} features from column {book.column_offset}, "
+            f"expected 1 to its order of {order}"
+        )
+    if (book.base_order == 1) != (base is None):
+        fail(f"base must be given exactly when base_order is not 1; it is {book.base_order}")
+    for name, bits, columns in (("base", base, book.base_order), ("signs", signs, order)):
+        if bits is None:
+            continue
+        check_dtype(name, bits, torch.uint8)
+        if bits.dim() != 2 or bits.shape[1] != (columns + 7) // 8:
+            fail(
+                f"{name} has shape {tuple(bits.shape)}, expected rows of {(columns + 7) // 8} bytes"
+            )
+    if base is not None and base.shape[0] != book.base_order:
+        fail(f"base has {base.shape[0]} rows, expected {book.base_order}")
+    blocks = 1 if signs is None else signs.shape[0]
+    rows = blocks * order * (2 if book.negate else 1)
+    if not 1 <= book.num_classes <= MAX_CLASSES or book.row_offset < 0:
+        fail(
+            f"num_classes is {book.num_classes} from row {book.row_offset}, expected 1 to "
+            f"{MAX_CLASSES} classes from a row of at least 0"
+        )
+    if book.row_offset + book.num_classes > rows:
+        fail(
+            f"num_classes is {book.num_classes} from row {book.row_offset}, but {blocks} block(s) "
+            f"of order {order} have {rows} distinct rows"
+        )
+    if book.center and (blocks != 1 or book.negate or book.num_classes < 2):
+        fail(
+            f"center needs one block without negations and at least 2 classes, not {blocks} "
+            f"block(s), negate {book.negate} and {book.num_classes} class(es)"
+        )
+    if not 0 <= book.class_begin < book.class_end <= book.num_classes:
+        fail(
+            f"the class range is [{book.class_begin}, {book.class_end}), expected a non-empty "
+            f"range within [0, {book.num_classes})"
+        )
+    return book, blocks
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the classes of a codebook are divided among programs."""
+
+    width: int  # rows of a slot
+    slots: int  # slots of a tile
+    first_slot: int
+    tiles: int
+    tile: int  # logits of a tile: slots · width, twice as many with negations
+
+
+def split(book: Geometry, at_least: int = 1) -> Split:
+    """Tiles of at least `at_least` logits; one tile for all where they fit, or where a centre needs
+    every class."""
+    size = 1 << book.log2
+    order = book.base_order * size
+    halves = 2 if book.negate else 1
+    first, last = book.class_begin, book.class_end - 1
+    if book.center:
+        first, last = 0, book.num_classes - 1
+    first, last = first + book.row_offset, last + book.row_offset
+    first_block, low = divmod(first, order * halves)
+    last_block, high = divmod(last, order * halves)
+    if first_block != last_block or (low < order <= high):
+        low, high = 0, order - 1
+    low, high = low % order, high % order
+    width = min(size, MAX_WIDTH, max(MIN_WIDTH, power_of_two(high - low + 1)))
+    left = order // width
+    first_slot = first_block * left
+    last_slot = (last_block + 1) * left - 1
+    if first_block == last_block:
+        first_slot, last_slot = first_slot + low // width, first_slot + high // width
+    count = last_slot - first_slot + 1
+    slots = power_of_two(count)
+    if not book.center and slots * width * halves > RESIDENT:
+        slots = max(1, TILE // (width * halves))
+    slots = max(slots, power_of_two(-(-at_least // (width * halves))))
+    return Split(width, slots, first_slot, -(-count // slots), slots * width * halves)
+
+
+def rows_per_program(tile: int, batch: int) -> int:
+    """1, or as many as fill a program, unless the batch would leave nearly all of it empty. Two
+    numbers, because a kernel is compiled for each; a row's result is the same."""
+    most = max(1, TILE // tile)
+    return most if batch > 1 and 32 * batch > most else 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head's arguments, checked, and its split."""
+
+    x: Tensor  # [rows, columns]
+    leading: tuple[int, ...]
+    alpha: Tensor
+    bias: Tensor | None
+    base: Tensor | None
+    signs: Tensor | None
+    book: Geometry
+    blocks: int
+    normalize: bool
+    split: Split
+
+    @property
+    def batch(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def classes(self) -> int:
+        return self.book.class_end - self.book.class_begin
+
+    @property
+    def rows(self) -> int:
+        return rows_per_program(self.split.tile, self.batch)
+
+    def chunks(self, places: int) -> tuple[int, int]:
+        """How many chunks the tiles form, for lists of `places` keys, and the tiles of each."""
+        most = min(MAX_CHUNKS, max(1, MAX_KEYS // places))
+        each = -(-self.split.tiles // min(self.split.tiles, most))
+        return -(-self.split.tiles // each), each
+
+    def empty(self, *columns: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty((self.batch, *columns), dtype=dtype, device=self.x.device)
+
+    def data(self) -> dict[str, Any]:
+        """Kernel arguments that are known when the kernel is launched."""
+        # A pointer that is not read still has to be one.
+        return {
+            "x_ptr": self.x,
+            "alpha_ptr": self.alpha,
+            "bias_ptr": self.alpha if self.bias is None else self.bias,
+            "base_ptr": self.alpha if self.base is None else self.base,
+            "signs_ptr": self.alpha if self.signs is None else self.signs,
+            "batch": self.batch,
+            "x_stride": self.x.stride(0),
+            "block_count": self.blocks,
+            "first_row": self.book.class_begin + self.book.row_offset,
+            "class_count": self.classes,
+            "first_slot": self.split.first_slot,
+        }
+
+    def constants(self) -> dict[str, Any]:
+        """Kernel arguments that are compiled in."""
+        width, order = self.split.width, self.book.base_order << self.book.log2
+        center = self.book.center != 0
+        # One block where x needs no mixing, so that it is read once for the norm and the sums.
+        block = width if order == width else min(power_of_two(order), 1024)
+        return {
+            "IN_FEATURES": self.book.in_features,
+            "COLUMN_OFFSET": self.book.column_offset,
+            "PACKED": self.x.dtype == torch.uint8,
+            "NORMALIZE": self.normalize,
+            "BASE_ORDER": self.book.base_order,
+            "SPLIT": (1 << self.book.log2) // width,
+            "HAS_SIGNS": self.signs is not None,
+            "NEGATE": self.book.negate,
+            "CENTER_FROM": self.book.row_offset if center else 0,
+            "CENTER_OVER": self.book.num_classes if center else 0,
+            "HAS_BIAS": self.bias is not None,
+            "ROWS": self.rows,
+            "SLOTS": self.split.slots,
+            "LOG2_WIDTH": log2(width),
+            "LOG2_TILE": log2(self.split.tile),
+            "LOG2_BLOCK": log2(block),
+        }
+
+
+def check_head(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    at_least: int = 1,
+) -> Head:
+    book, blocks = check_codebook(geometry, base, signs)
+    if x.dim() == 0:
+        fail("x has no dimensions, expected [..., features]")
+    check_dtype("x", x, *FEATURES)
+    check_device(x, alpha=alpha, bias=bias, base=base, signs=signs)
+    packed = x.dtype == torch.uint8
+    columns = (book.in_features + 7) // 8 if packed else book.in_features
+    if x.shape[-1] != columns:
+        fail(
+            f"x has {x.shape[-1]} {'bytes of packed signs' if packed else 'features'} in its last "
+            f"dimension, expected {columns} for {book.in_features} features"
+        )
+    check_dtype("alpha", alpha, torch.float32)
+    if alpha.numel() != 1:
+        fail(f"alpha has {alpha.numel()} elements, expected 1")
+    if bias is not None:
+        check_dtype("bias", bias, torch.float32)
+        classes = book.class_end - book.class_begin
+        if tuple(bias.shape) != (classes,):
+            fail(
+                f"bias has shape {tuple(bias.shape)}, expected one element for each of {classes} "
+                "classes"
+            )
+    return Head(
+        rows_of(x),
+        tuple(x.shape[:-1]),
+        alpha.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if base is None else base.contiguous(),
+        None if signs is None else signs.contiguous(),
+        book,
+        blocks,
+        normalize,
+        split(book, at_least),
+    )
+
+
+def check_mask(head: Head, mask: Tensor | None) -> dict[str, Any]:
+    """Kernel arguments of a class mask."""
+    if mask is None:
+        return {"mask_ptr": head.alpha, "mask_stride": 0, "HAS_MASK": False}
+    check_device(head.x, mask=mask)
+    check_dtype("mask", mask, torch.uint8)
+    width = (head.classes + 7) // 8
+    if mask.dim() == 0 or mask.shape[-1] != width:
+        fail(
+            f"mask has shape {tuple(mask.shape)}, expected rows of {width} bytes for "
+            f"{head.classes} classes"
+        )
+    if mask.dim() > 1 and tuple(mask.shape[:-1]) != head.leading:
+        fail(
+            f"mask has shape {tuple(mask.shape)}, expected [{width}] or "
+            f"{[*head.leading, width]}, as many rows as x"
+        )
+    stride = 0 if mask.dim() == 1 else width
+    return {"mask_ptr": mask.contiguous(), "mask_stride": stride, "HAS_MASK": True}
+
+
+def check_k(head_classes: int, k: int) -> None:
+    most = min(head_classes, MAX_TOPK)
+    if not 1 <= k <= most:
+        fail(f"k is {k}, expected 1 to {most} for {head_classes} classes")
+
+
+def check_ids(head: Head, ids: Tensor) -> Tensor:
+    """[rows, ids of each]."""
+    check_device(head.x, ids=ids)
+    check_dtype("ids", ids, torch.int64)
+    leading = len(head.leading)
+    if tuple(ids.shape[:leading]) != head.leading or ids.dim() not in (leading, leading + 1):
+        fail(
+            f"ids has shape {tuple(ids.shape)}, expected that of x without its last dimension, "
+            f"{list(head.leading)}, or with another last one"
+        )
+    each = ids.shape[-1] if ids.dim() > leading else 1
+    return ids.reshape(math.prod(head.leading), each).contiguous()

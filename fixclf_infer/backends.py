@@ -23,4 +23,17 @@ def describe() -> dict[str, str]:
             facts["torch operators"] = str(loader.torch_library())
         except ImportError as error:
             facts["torch operators"] = str(error)
+        facts["torch operators on CUDA"] = _cuda()
     return facts
+
+
+def _cuda() -> str:
+    path = loader.torch_cuda_library()
+    if path is None:
+        return "not built: nvcc was not found, or FIXCLF_CUDA is OFF"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"{path}, not loaded: this torch is a build without CUDA"
+    devices = torch.cuda.device_count()
+    return f"{path}, loaded; {devices} device{'' if devices == 1 else 's'}"

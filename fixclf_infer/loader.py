@@ -28,9 +28,18 @@ def torch_library() -> Path:
     return path
 
 
+def torch_cuda_library() -> Path | None:
+    """Path of the library with the operators' CUDA kernels; None when it was not built."""
+    path = _FOLDER / "libfixclf_torch_cuda.so"
+    return path if path.exists() else None
+
+
 @cache
 def load_torch_library() -> None:
-    """Registers `torch.ops.fixclf`. Raises ImportError without torch or without the library."""
+    """Registers `torch.ops.fixclf`: on the CPU, and on CUDA with a CUDA build of torch.
+
+    Raises ImportError without torch or without the library.
+    """
     if not has_torch():
         raise ImportError(
             "this part of fixclf_infer needs torch, which is not installed; "
@@ -39,3 +48,6 @@ def load_torch_library() -> None:
     import torch
 
     torch.ops.load_library(str(torch_library()))
+    cuda = torch_cuda_library()
+    if torch.version.cuda is not None and cuda is not None:
+        torch.ops.load_library(str(cuda))

@@ -5,10 +5,11 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Pinned: an unpinned torch takes several GB of CUDA packages.
 TORCH := torch==2.13.0
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h')
+CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(BIN):$(PATH)
 
-.PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean
+.PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
+  test-gpu bench-gpu gpu-report
 
 install: $(VENV)/installed
 
@@ -27,7 +28,9 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 demo: install
 	python -m bench.demo
 
-test: lint test-cpp test-python
+# The C++ tests and the Python tests side by side: most of either runs on one core.
+test: lint
+	+$(MAKE) -j2 test-cpp test-python
 
 lint: install
 	ruff check .
@@ -45,17 +48,32 @@ format: install
 CPP_OPTIONS := -G Ninja -DFIXCLF_TORCH=OFF -DFIXCLF_NUMPY=OFF -DFIXCLF_TESTS=ON
 test-cpp: install
 	cmake -S . -B build/asan $(CPP_OPTIONS) -DFIXCLF_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug \
-	  -DPython_EXECUTABLE=$(BIN)/python
+	  -DPython_EXECUTABLE=$(BIN)/python -DFIXCLF_CUDA=OFF
 	cmake --build build/asan -j2
 	ctest --test-dir build/asan --verbose
 
 test-python: install
 	pytest
 
+# On a machine with a CUDA device, nvcc and a CUDA build of torch: the device joins the case lists of
+# the Python tests; then memory errors and races in a walk through every kernel.
+test-gpu: install
+	python -c "import torch; assert torch.cuda.is_available(), 'there is no CUDA device'"
+	pytest tests/test_device.py tests/test_cuda_resources.py tests/test_triton.py
+	pytest tests/test_head.py tests/test_reductions.py -k "torch or cuda or family or shards"
+	compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitized.py
+	compute-sanitizer --tool racecheck --error-exitcode 1 python tests/sanitized.py
+
+# Writes bench/results/<device>/gpu.csv and gpu.md.
+bench-gpu: install
+	python -m bench.gpu
+
+gpu-report: test-gpu bench-gpu
+
 # Cross-compiled for AArch64 and run under qemu; needs g++-aarch64-linux-gnu and qemu-user.
 test-neon: install
-	cmake -S . -B build/neon $(CPP_OPTIONS) -DFIXCLF_ONNXRUNTIME=OFF -DCMAKE_SYSTEM_NAME=Linux \
-	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	cmake -S . -B build/neon $(CPP_OPTIONS) -DFIXCLF_ONNXRUNTIME=OFF -DFIXCLF_CUDA=OFF \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 	  "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 	cmake --build build/neon -j2
 	ctest --test-dir build/neon --verbose

@@ -48,8 +48,8 @@ def has_triton() -> bool:
 
 
 def has_cuda_library() -> bool:
-    """Whether this installation was built with the CUDA kernels."""
-    return loader.torch_library().with_name(_CUDA_LIBRARY).exists()
+    """Whether the CUDA kernels were built and this torch can load them."""
+    return loader.torch_cuda_library() is not None and loader.torch_has_cuda()
 
 
 def cuda_backend() -> tuple[str | None, str]:
@@ -57,8 +57,14 @@ def cuda_backend() -> tuple[str | None, str]:
     if has_cuda_library():
         return "cuda", f"{_CUDA_LIBRARY} is built"
     if has_triton():
-        return "triton", f"{_CUDA_LIBRARY} is not built, Triton is installed"
-    return None, f"{_CUDA_LIBRARY} is not built and Triton is not installed"
+        return "triton", f"{_without_library()}, Triton is installed"
+    return None, f"{_without_library()} and Triton is not installed"
+
+
+def _without_library() -> str:
+    if loader.torch_cuda_library() is None:
+        return f"{_CUDA_LIBRARY} is not built"
+    return f"{_CUDA_LIBRARY} is built, but this torch has no CUDA"
 
 
 def load_triton() -> Any:
@@ -89,8 +95,8 @@ def _on_cuda_tensors(name: str) -> Callable[..., Any]:
             raise _missing(name)
         if not has_triton():
             raise ImportError(
-                f"{name} on CUDA tensors needs {_CUDA_LIBRARY}, which this installation was built "
-                "without, or triton, which is not installed; pip install 'fixclf_infer[triton]'"
+                f"{name} on CUDA tensors has no kernel: {_without_library()}, and triton is not "
+                "installed; pip install 'fixclf_infer[triton]'"
             )
         return getattr(load_triton(), name).default(*arguments)
 
@@ -152,8 +158,8 @@ def _operators_of(name: str) -> Any:
     if name == "cuda":
         if not has_cuda_library():
             raise ImportError(
-                f"the CUDA backend needs {_CUDA_LIBRARY}, which this installation was built "
-                "without; reinstall it where nvcc is"
+                f"the CUDA backend can't run: {_without_library()}; reinstall fixclf_infer where "
+                "nvcc and a CUDA build of torch are"
             )
         return torch.ops.fixclf
     if name != "triton":

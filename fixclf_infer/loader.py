@@ -28,9 +28,34 @@ def torch_library() -> Path:
     return path
 
 
+def torch_cuda_library() -> Path | None:
+    """Path of the library with the operators' CUDA kernels; None when it was not built."""
+    path = _FOLDER / "libfixclf_torch_cuda.so"
+    return path if path.exists() else None
+
+
+@cache
+def torch_has_cuda() -> bool:
+    """Whether torch is installed and a build with CUDA; does not import it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = importlib.util.spec_from_file_location(
+        "torch_version", Path(spec.origin).with_name("version.py")
+    )
+    if version is None or version.loader is None:
+        return False
+    module = importlib.util.module_from_spec(version)
+    version.loader.exec_module(module)
+    return module.cuda is not None
+
+
 @cache
 def load_torch_library() -> None:
-    """Registers `torch.ops.fixclf`. Raises ImportError without torch or without the library."""
+    """Registers `torch.ops.fixclf`: on the CPU, and on CUDA with a CUDA build of torch.
+
+    Raises ImportError without torch or without the library.
+    """
     if not has_torch():
         raise ImportError(
             "this part of fixclf_infer needs torch, which is not installed; "
@@ -39,3 +64,6 @@ def load_torch_library() -> None:
     import torch
 
     torch.ops.load_library(str(torch_library()))
+    cuda = torch_cuda_library()
+    if torch_has_cuda() and cuda is not None:
+        torch.ops.load_library(str(cuda))

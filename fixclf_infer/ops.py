@@ -567,11 +567,13 @@ def _nll_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...
         *ctx.options,
     )
     # A few rows at a time, and dx in the place of the projection: the temporaries of a whole batch
-    # would outweigh all else. Many classes take so long a row that calls for few rows do not count.
+    # would outweigh all else. Many classes take so long a row that calls for few rows do not count;
+    # a GPU waits for each call.
     total = torch.zeros_like(alpha)
     features, parts = x.reshape(-1, x.shape[-1]), projected.view(-1, projected.shape[-1])
     book = Geometry(*ctx.geometry)
-    step = max(16, 2**19 // (book.class_end - book.class_begin))
+    least = 16 if x.device.type == "cpu" else 1024
+    step = max(least, 2**19 // (book.class_end - book.class_begin))
     for i in range(0, len(parts), step):
         part = parts[i : i + step]
         dx, dalpha = _input_gradients(

@@ -17,6 +17,13 @@ from fixclf_infer.epilogue import Epilogue
 TORCH_ERRORS = (ValueError, RuntimeError)
 
 
+def devices() -> tuple[str, ...]:
+    """Where the torch operators run on this machine: the CPU, and a CUDA device if there is one."""
+    import torch
+
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
 def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, Any]:
     """Keyword arguments of `_native.Head` that stand for the codebook."""
     data = book.kernel
@@ -71,10 +78,19 @@ def to_numpy(x: Any) -> np.ndarray:
     """The reverse of `to_torch`."""
     import torch
 
-    x = x.detach()
+    x = x.detach().cpu()
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().view(NUMPY_DTYPES["bfloat16"])
     return x.numpy()
+
+
+def codebook_on(device: str, book: Codebook, classes: range | None = None) -> Any:
+    """`ops.codebook_arguments` with its bits on a device."""
+    from fixclf_infer import ops
+
+    base, signs, geometry = ops.codebook_arguments(book, classes)
+    placed = (None if bits is None else bits.to(device) for bits in (base, signs))
+    return ops.CodebookArguments(*placed, geometry)
 
 
 def torch_head(
@@ -87,6 +103,7 @@ def torch_head(
     classes: range | None = None,
     normalize: bool = True,
     out: str | None = None,
+    device: str = "cpu",
 ) -> np.ndarray:
     """Through torch.ops.fixclf.head."""
     import torch
@@ -95,10 +112,10 @@ def torch_head(
 
     exact = getattr(torch, tolerances.accumulation(str(x.dtype)))
     result = ops.head(
-        to_torch(x),
-        torch.tensor(alpha, dtype=exact),
-        None if bias is None else torch.from_numpy(bias),
-        ops.codebook_arguments(book, classes),
+        to_torch(x).to(device),
+        torch.tensor(alpha, dtype=exact, device=device),
+        None if bias is None else torch.from_numpy(bias).to(device),
+        codebook_on(device, book, classes),
         normalize=normalize,
         epilogue=epilogue,
         dtype=getattr(torch, out) if out else None,

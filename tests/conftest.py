@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's pool, until a test asks
 
 import pytest
 import tolerances
+from backends import devices
 from hypothesis import HealthCheck, settings
 
 from fixclf_infer import _native
@@ -41,6 +42,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _ran.add(request.param)
     yield request.param
     _native.set_isa(before)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`device`: a test of the torch operators runs once for every device of this machine."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", devices())
 
 
 @pytest.fixture

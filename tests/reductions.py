@@ -3,11 +3,12 @@ and their checks against the oracle."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tolerances
-from backends import native, to_numpy, to_torch
+from backends import codebook_on, devices, native, to_numpy, to_torch
 from cases import scale_of
 
 from fixclf_infer import _native, reference
@@ -30,11 +31,10 @@ class TorchHead:
         *,
         classes: range | None = None,
         normalize: bool = True,
+        device: str = "cpu",
     ) -> None:
-        from fixclf_infer import ops
-
-        self.alpha, self.bias, self.normalize = alpha, bias, normalize
-        self.codebook = ops.codebook_arguments(book, classes)
+        self.alpha, self.bias, self.normalize, self.device = alpha, bias, normalize, device
+        self.codebook = codebook_on(device, book, classes)
 
     def _run(self, name: str, x: np.ndarray, **keywords: Any) -> Any:
         import torch
@@ -43,11 +43,12 @@ class TorchHead:
 
         for key, value in keywords.items():
             if isinstance(value, np.ndarray | np.integer):
-                keywords[key] = torch.from_numpy(np.asarray(value, order="C"))
+                keywords[key] = torch.from_numpy(np.asarray(value, order="C")).to(self.device)
+        exact = getattr(torch, tolerances.accumulation(str(x.dtype)))
         result = getattr(ops, name)(
-            to_torch(x),
-            torch.tensor(self.alpha, dtype=getattr(torch, tolerances.accumulation(str(x.dtype)))),
-            None if self.bias is None else torch.from_numpy(self.bias),
+            to_torch(x).to(self.device),
+            torch.tensor(self.alpha, dtype=exact, device=self.device),
+            None if self.bias is None else torch.from_numpy(self.bias).to(self.device),
             self.codebook,
             normalize=self.normalize,
             **keywords,
@@ -81,8 +82,11 @@ class TorchHead:
 
 
 def makers(isa: str) -> list[Any]:
-    """The bindings to test with an instruction set: torch chooses its own, so only once."""
-    return [native, TorchHead] if isa == _native.supported_isas()[-1] else [native]
+    """The bindings to test with an instruction set: torch chooses its own, so only once, on every
+    device of the machine."""
+    if isa != _native.supported_isas()[-1]:
+        return [native]
+    return [native, *(partial(TorchHead, device=device) for device in devices())]
 
 
 # Checks. z: the oracle's logits, -inf where forbidden; scale: see tolerances.py.

@@ -86,4 +86,8 @@ Status validate(const HeadProblem& problem);
 Status validate(const NllBackwardProblem& problem);
 Status validate(const AdjointProblem& problem);
 
+// Without what depends on the values of masks, ids and targets, which a device may hold.
+Status validate_shapes(const HeadProblem& problem);
+Status validate_shapes(const NllBackwardProblem& problem);
+
 }  // namespace fixclf

@@ -6,8 +6,12 @@
 #include <utility>
 
 // For functions in headers that instruction-set units include: one that is emitted out of line
-// would be shared among the units.
+// would be shared among the units. CUDA kernels call them too.
+#if defined(__CUDACC__)
+#define FIXCLF_INLINE inline __host__ __device__ __attribute__((always_inline))
+#else
 #define FIXCLF_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace fixclf {
 

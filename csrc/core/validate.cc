@@ -139,7 +139,7 @@ Status validate_epilogue(Epilogue epilogue) {
   );
 }
 
-Status validate_mask(const HeadProblem& p) {
+Status validate_mask_shape(const HeadProblem& p) {
   if (p.mask == nullptr) return {};
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
   if (p.mask_bytes != (classes + 7) / 8)
@@ -147,6 +147,12 @@ Status validate_mask(const HeadProblem& p) {
                  classes, " classes");
   if (p.mask_rows != 1 && p.mask_rows != p.x.rows)
     return error("mask has ", p.mask_rows, " rows, expected 1 or ", p.x.rows, ", as many as x");
+  return {};
+}
+
+Status validate_mask(const HeadProblem& p) {
+  if (p.mask == nullptr) return {};
+  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
   for (int64_t r = 0; r < p.mask_rows; ++r) {
     const uint8_t* row = p.mask + r * p.mask_bytes;
     int64_t i = 0;
@@ -197,7 +203,7 @@ Status validate_map(const HeadProblem& p) {
 }
 
 Status validate_reduction(const HeadProblem& p) {
-  if (Status status = validate_mask(p); !status.ok()) return status;
+  if (Status status = validate_mask_shape(p); !status.ok()) return status;
   const DType exact = accumulation_dtype(p.x.dtype);
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
   switch (p.epilogue) {
@@ -208,12 +214,10 @@ Status validate_reduction(const HeadProblem& p) {
       return validate_out(p, exact, p.k);
     }
     case Epilogue::kLogProb:
-      if (Status status = validate_ids(p, "ids"); !status.ok()) return status;
       return validate_out(p, exact, p.ids_per_row);
     case Epilogue::kNll:
       if (p.mask != nullptr) return error("mask is given, but the loss is over all classes");
       if (Status status = validate_label_smoothing(p); !status.ok()) return status;
-      if (Status status = validate_ids(p, "target"); !status.ok()) return status;
       return validate_out(p, exact, 1);
     default:
       return {};
@@ -222,21 +226,33 @@ Status validate_reduction(const HeadProblem& p) {
 
 }  // namespace
 
-Status validate(const HeadProblem& p) {
+Status validate_shapes(const HeadProblem& p) {
   if (Status status = validate_epilogue(p.epilogue); !status.ok()) return status;
   if (Status status = validate_inputs(p); !status.ok()) return status;
   return is_map(p.epilogue) ? validate_map(p) : validate_reduction(p);
 }
 
-Status validate(const NllBackwardProblem& p) {
+Status validate(const HeadProblem& p) {
+  if (Status status = validate_shapes(p); !status.ok()) return status;
+  if (Status status = validate_mask(p); !status.ok()) return status;
+  if (p.epilogue == Epilogue::kLogProb) return validate_ids(p, "ids");
+  if (p.epilogue == Epilogue::kNll) return validate_ids(p, "target");
+  return {};
+}
+
+Status validate_shapes(const NllBackwardProblem& p) {
   const HeadProblem& head = p.head;
   if (Status status = validate_inputs(head); !status.ok()) return status;
   if (Status status = validate_label_smoothing(head); !status.ok()) return status;
-  if (Status status = validate_ids(head, "target"); !status.ok()) return status;
   if (p.projected.columns != head.codebook.features)
     return error("the output has ", p.projected.columns, " columns, expected ",
                  head.codebook.features);
   return validate_rows("the output", p.projected.rows, "x", head.x.rows);
+}
+
+Status validate(const NllBackwardProblem& p) {
+  if (Status status = validate_shapes(p); !status.ok()) return status;
+  return validate_ids(p.head, "target");
 }
 
 Status validate(const AdjointProblem& p) {

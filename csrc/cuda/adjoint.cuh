@@ -1,0 +1,212 @@
+// The adjoint of the projection, u = W^T g, and the gradients of the negative log-likelihood:
+//
+//   dz_i = grad (exp(z_i - logsumexp) - (1 - eps) [i = target] - eps / M),
+//   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
+//
+// The logits are computed again: no array of [B, C]. Additions: two transforms a block and row for
+// `projected`, one for `bias_grad`. Partial sums over chunks of blocks (over slices of rows for
+// bias_grad) lie in the workspace, N (M) values each, and are added in order. Accumulates in Real.
+#pragma once
+
+#include "cuda/head.cuh"
+
+namespace fixclf::cuda {
+
+struct AdjointArguments {
+  HeadArguments head;  // p.codebook; for the loss all of it
+  ConstMatrix g;       // without a loss: the gradients of the logits
+  const void* grad;    // [B] exact
+  void* out;           // [rows of this launch, chunks, N], or [B, N] with one chunk
+  void* bias_grad;     // [slices, M]
+  int slices;          // of the rows
+};
+
+// The centred adjoint: every class's gradient less their mean, stretched.
+template <class Real>
+__device__ inline void center_gradients(const Group& group, const Codebook& cb, int width,
+                                        Block<Real>& block) {
+  group.sync();
+  const Real mean = mean_over_classes<Real>(group, cb, width, [&](auto body) {
+    block.change([&](const Place& place, Real(&v)[kItem]) { body(place, v, true); });
+  });
+  const Real stretch = static_cast<Real>(stretch_of(cb));
+  block.change([&](const Place& place, Real(&v)[kItem]) {
+    const uint32_t live =
+        live_elements(place, width, -static_cast<int>(cb.row_offset), static_cast<int>(cb.classes));
+#pragma unroll
+    for (int e = 0; e < kItem; ++e) v[e] = (live >> e & 1) != 0 ? (v[e] - mean) * stretch : 0;
+  });
+}
+
+// One gradient g[i], of any floating dtype.
+template <class Real>
+__device__ inline Real load_gradient(const ConstMatrix& g, int64_t row, int i) {
+  const char* from = static_cast<const char*>(g.data) + row * g.stride * size_of(g.dtype);
+  return load_one<Real>(from, g.dtype, i);
+}
+
+template <class Real>
+__global__ void __launch_bounds__(kMaxRowThreads, 1) adjoint_kernel(const AdjointArguments a) {
+  const HeadArguments& head = a.head;
+  const Codebook& cb = head.p.codebook;
+  const Shared<Real> shared(shared_memory(), head.layout, 0);
+  const Group group(head.layout.threads, shared.scratch());
+  const int64_t wanted = head.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
+  const bool active = wanted < head.row_end;
+  const int64_t row = active ? wanted : head.row_end - 1;
+  const int chunk = static_cast<int>(blockIdx.y);
+  const int begin = chunk_begin(head.layout.blocks, head.chunks, chunk);
+  const int end = chunk_begin(head.layout.blocks, head.chunks, chunk + 1);
+  Block<Real> block(group, head.layout, cb, shared.row(group.index()));
+  Real* out =
+      static_cast<Real*>(a.out) + ((row - head.row_begin) * head.chunks + chunk) * cb.features;
+  if (!active) out = nullptr;
+  for (int i = begin; i < end; ++i) {
+    const int number = head.layout.first_block + i;
+    block.places([&](const Place& place, bool there) {
+      if (!there) return;
+      Real d[kItem] = {};
+      for_halves(cb, number, [&](int first_class, int sign) {
+        const uint32_t live = live_elements(place, head.layout.width, first_class,
+                                            static_cast<int>(cb.class_end - cb.class_begin));
+#pragma unroll
+        for (int e = 0; e < kItem; ++e) {
+          if ((live >> e & 1) == 0) continue;
+          const Real value = load_gradient<Real>(a.g, row, first_class + place.element(e));
+          d[e] = sign > 0 ? d[e] + value : d[e] - value;
+        }
+      });
+      block.put(place, d);
+    });
+    if (cb.center) center_gradients(group, cb, head.layout.width, block);
+    block.transposed(number, i > begin, out);
+  }
+}
+
+// dz of one row, element by element of its logits.
+template <class Real>
+struct LossGradient {
+  Real grad, lse, smooth, hit;
+  int64_t target;
+  bool ignored;
+
+  __device__ LossGradient(const AdjointArguments& a, int64_t row) {
+    const HeadProblem& p = a.head.p;
+    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+    target = p.ids[row];
+    ignored = target == p.ignore_index;
+    grad = static_cast<const Real*>(a.grad)[row];
+    if (target < 0 || target >= classes) grad = nan_of(Real());
+    lse = static_cast<const Real*>(p.logsumexp)[row];
+    smooth = static_cast<Real>(static_cast<double>(grad) *
+                               (p.label_smoothing / static_cast<double>(classes)));
+    hit = static_cast<Real>(static_cast<double>(grad) * (1 - p.label_smoothing));
+  }
+  __device__ Real of(const Logits<Real>& logits, int e) const {
+    if (ignored) return 0;
+    const Real dz = exp_of(logits.z[e] - lse) * grad - smooth;
+    return logits.id(e) == target ? dz - hit : dz;
+  }
+};
+
+template <class Real>
+__global__ void __launch_bounds__(kMaxRowThreads, 1)
+    nll_projected_kernel(const AdjointArguments a) {
+  const HeadArguments& head = a.head;
+  const Codebook& cb = head.p.codebook;
+  const Shared<Real> shared(shared_memory(), head.layout, 0);
+  const Group group(head.layout.threads, shared.scratch());
+  const int64_t wanted = head.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
+  const bool active = wanted < head.row_end;
+  const int64_t row = active ? wanted : head.row_end - 1;
+  const int chunk = static_cast<int>(blockIdx.y);
+  const int begin = chunk_begin(head.layout.blocks, head.chunks, chunk);
+  const int end = chunk_begin(head.layout.blocks, head.chunks, chunk + 1);
+  Row<Real> x(cb, head.p.x, row);
+  x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
+  const LossGradient<Real> gradient(a, row);
+  Block<Real> block(group, head.layout, cb, shared.row(group.index()));
+  Real* out =
+      static_cast<Real*>(a.out) + ((row - head.row_begin) * head.chunks + chunk) * cb.features;
+  if (!active) out = nullptr;
+  for (int i = begin; i < end; ++i) {
+    const int number = head.layout.first_block + i;
+    block.prepare(x, number);
+    const Scaling<Real> scaling(head, group, block, x.scale);
+    block.outputs([&](const Place& place, const Real(&y)[kItem], bool there) {
+      if (!there) return;
+      Real d[kItem] = {};
+      for_halves(cb, number, [&](int first_class, int sign) {
+        Real z[kItem];
+#pragma unroll
+        for (int e = 0; e < kItem; ++e) z[e] = y[e];
+        const Logits<Real> logits(head, row, place, z, true, first_class,
+                                  sign > 0 ? scaling.scale : -scaling.scale, scaling.mean);
+#pragma unroll
+        for (int e = 0; e < kItem; ++e) {
+          if ((logits.live >> e & 1) == 0) continue;
+          const Real dz = gradient.of(logits, e);
+          d[e] = sign > 0 ? d[e] + dz : d[e] - dz;
+        }
+      });
+      block.put(place, d);
+    });
+    if (cb.center) center_gradients(group, cb, head.layout.width, block);
+    block.transposed(number, i > begin, out);
+  }
+}
+
+// A group for each block, over one slice of the rows: no two threads add to the same class.
+template <class Real>
+__global__ void __launch_bounds__(kMaxRowThreads, 1) nll_bias_kernel(const AdjointArguments a) {
+  const HeadArguments& head = a.head;
+  const Codebook& cb = head.p.codebook;
+  const Shared<Real> shared(shared_memory(), head.layout, 0);
+  const Group group(head.layout.threads, shared.scratch());
+  const int wanted = static_cast<int>(blockIdx.x) * shared.groups() + group.index();
+  const bool active = wanted < head.layout.blocks;
+  const int number = head.layout.first_block + (active ? wanted : 0);
+  const int slice = static_cast<int>(blockIdx.y);
+  const int64_t begin = head.p.x.rows * slice / a.slices;
+  const int64_t end = head.p.x.rows * (slice + 1) / a.slices;
+  Real* const out = static_cast<Real*>(a.bias_grad) + slice * (cb.class_end - cb.class_begin);
+  Block<Real> block(group, head.layout, cb, shared.row(group.index()));
+  for (int64_t row = begin; row < end; ++row) {
+    Row<Real> x(cb, head.p.x, row);
+    x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
+    const LossGradient<Real> gradient(a, row);
+    block.prepare(x, number);
+    const Scaling<Real> scaling(head, group, block, x.scale);
+    for_logits<Real>(head, row, block, number, scaling, [&](const Logits<Real>& logits) {
+      if (!active) return;
+#pragma unroll
+      for (int e = 0; e < kItem; ++e) {
+        if ((logits.live >> e & 1) == 0) continue;
+        const Real dz = gradient.of(logits, e);
+        Real* at = out + logits.id(e);
+        *at = row == begin ? dz : *at + dz;
+      }
+    });
+  }
+}
+
+struct SumArguments {
+  const void* parts;  // [rows, count, columns]
+  void* out;          // rows of `columns` at a stride
+  int64_t rows, columns, stride;
+  int count;
+};
+
+// out[r, j] = parts[r, 0, j] + parts[r, 1, j] + ...
+template <class Real>
+__global__ void __launch_bounds__(kCtaThreads) sum_kernel(const SumArguments a) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= a.rows * a.columns) return;
+  const int64_t row = i / a.columns, column = i % a.columns;
+  const Real* from = static_cast<const Real*>(a.parts) + row * a.count * a.columns + column;
+  Real sum = from[0];
+  for (int part = 1; part < a.count; ++part) sum += from[part * a.columns];
+  static_cast<Real*>(a.out)[row * a.stride + column] = sum;
+}
+
+}  // namespace fixclf::cuda

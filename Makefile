@@ -59,8 +59,9 @@ test-python: install
 # the Python tests; then memory errors and races in a walk through every kernel.
 test-gpu: install
 	python -c "import torch; assert torch.cuda.is_available(), 'there is no CUDA device'"
-	pytest tests/test_device.py tests/test_cuda_resources.py tests/test_triton.py
-	pytest tests/test_head.py tests/test_reductions.py -k "torch or cuda or family or shards"
+	pytest tests/test_device.py tests/test_cuda_resources.py tests/test_head.py \
+	  tests/test_reductions.py tests/test_integer_features.py
+	pytest tests/test_triton.py -k gpu
 	compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitized.py
 	compute-sanitizer --tool racecheck --error-exitcode 1 python tests/sanitized.py
 

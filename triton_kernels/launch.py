@@ -13,15 +13,13 @@ from triton.runtime.interpreter import InterpretedFunction
 ELEMENTS_PER_THREAD = (8, 16)
 MAX_WARPS = 16
 _WARPS = (1, 2, 4, 8, 16)
-# The sort of a list longer than this takes seconds to compile: only once, then.
-_LONG_LIST = 16
 
 
 def warps_for(arguments: dict[str, Any]) -> list[int]:
     """The numbers of warps to try for a launch with these arguments, the most first."""
     elements = arguments.get("ROWS", 1) << arguments.get("LOG2_TILE", 8)
     wanted = {min(max(elements // (32 * each), 1), MAX_WARPS) for each in ELEMENTS_PER_THREAD}
-    if arguments.get("PLACES", 1) > _LONG_LIST:
+    if "PLACES" in arguments:  # the kernels of top-k take seconds to compile: only once, then
         wanted = {max(wanted)}
     return sorted(wanted, reverse=True)
 

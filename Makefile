@@ -88,6 +88,7 @@ bench: install
 	python -m bench.report
 	python -m bench.reductions
 	python -m bench.ort
+	python -m bench.edge
 
 clean:
 	rm -rf build dist demo-out *.egg-info fixclf_infer/*.so

@@ -9,25 +9,22 @@ gpu.md. `--dry-run` runs every case once, in tiny sizes on the CPU, and writes n
 
 from __future__ import annotations
 
-import argparse
-import csv
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 
 import fixclf_infer
 from fixclf_infer import hadamard_transform, reference
 from fixclf_infer.nn import FixedClassifier
 
-RESULTS = Path(__file__).parent / "results"
+from . import tables, timing
 
 
 @dataclass
@@ -226,40 +223,46 @@ def loss(bench: Bench, tiny: bool) -> None:
 CASES = (transforms, softmax, latency, topk, loss)
 
 
-def table(records: list[Record], title: str) -> Iterator[str]:
-    yield f"# {title}\n"
-    yield "| case | variant | median µs | p20 | p80 | peak MiB |"
-    yield "|---|---|---|---|---|---|"
-    for r in records:
-        yield (
-            f"| {r.case} | {r.variant} | {r.median_us:.2f} | {r.p20_us:.2f} | {r.p80_us:.2f} "
-            f"| {r.peak_mib:.1f} |"
-        )
+def table(records: list[Record]) -> list[dict[str, str]]:
+    return [
+        {
+            "case": r.case,
+            "variant": r.variant,
+            "median µs": f"{r.median_us:.2f}",
+            "p20": f"{r.p20_us:.2f}",
+            "p80": f"{r.p80_us:.2f}",
+            "peak MiB": f"{r.peak_mib:.1f}",
+        }
+        for r in records
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
-    parser.add_argument("--repeats", type=int, default=50)
-    options = parser.parse_args()
-    if not options.dry_run and not torch.cuda.is_available():
-        parser.error("there is no CUDA device; --dry-run runs the cases in tiny sizes on the CPU")
-    bench = Bench("cpu" if options.dry_run else "cuda", 1 if options.dry_run else options.repeats)
+NOTES = """\
+Checked before it was timed; CUDA events, the L2 cache overwritten before each run; replays of CUDA
+graphs, but for the loss. Peak: memory of torch's allocator beyond what was there before.
+"""
+
+
+def main(
+    dry_run: Annotated[bool, typer.Option(help="Tiny sizes on the CPU, nothing written.")] = False,
+    repeats: Annotated[int, typer.Option(min=2, help="Of each variant.")] = 50,
+) -> None:
+    """Measure on the CUDA device and write gpu.csv and gpu.md."""
+    if not dry_run and not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device; --dry-run needs none")
+    bench = Bench("cpu" if dry_run else "cuda", 1 if dry_run else repeats)
     for case in CASES:
-        case(bench, options.dry_run)
-    if options.dry_run:
+        case(bench, dry_run)
+    if dry_run:
         return
     name = torch.cuda.get_device_name()
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "gpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Record)])
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in bench.records)
-    title = f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    (folder / "gpu.md").write_text("\n".join(table(bench.records, title)) + "\n")
-    print(f"wrote {folder}")
+    folder = tables.results_folder({}, tables.RESULTS / tables.slug(name))
+    facts = {**timing.machine(), "gpu": name, "cuda": str(torch.version.cuda)}
+    tables.write_csv(folder / "gpu.csv", [{**asdict(r), **facts} for r in bench.records])
+    sections = {"Times": table(bench.records)}
+    tables.write_report(folder / "gpu.md", f"Speed on {name}", "bench.gpu", facts, NOTES, sections)
+    tables.console.print(f"  wrote {folder}", highlight=False)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -159,14 +159,14 @@ def main(
     """Measure, print asked for beside measured, and write tables."""
     torch.set_num_threads(1)
     results = {}
-    with bar() as progress, tempfile.TemporaryDirectory() as folder:
+    with bar() as progress, tempfile.TemporaryDirectory() as temporary:
         task = progress.add_task("", total=len(CASES) + 1)
         for case in CASES:
             progress.update(task, description="N={} C={} B={}".format(*case))
-            results[case] = compare(*case, Path(folder), seconds)
+            results[case] = compare(*case, Path(temporary), seconds)
             progress.advance(task)
         progress.update(task, description="export")
-        exporting = export_seconds(Path(folder))
+        exporting = export_seconds(Path(temporary))
         progress.advance(task)
     machine = {**timing.machine(), "onnxruntime": onnxruntime.__version__}
     rows = targets(results[MAIN], exporting)
@@ -180,18 +180,14 @@ def main(
             for case, times in results.items()
         ],
     }
-    for title, section in sections.items():
-        tables.show(title, section)
-    name = timing.slug(f"{machine['cpu']} {machine['isa']}")
-    target = output or Path(__file__).parent / "results" / name
-    target.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"## {title}\n\n{tables.markdown(t)}\n" for title, t in sections.items())
-    (target / "onnxruntime.md").write_text(
-        f"# ONNX Runtime on {machine['cpu']}, {machine['isa']}\n\n`python -m bench.ort`\n\n"
-        f"{tables.record(machine)}\n{NOTES}\n{text}"
-    )
+    for heading, section in sections.items():
+        tables.show(heading, section)
+    folder = tables.results_folder(machine, output)
+    title = f"ONNX Runtime on {machine['cpu']}, {machine['isa']}"
+    path = folder / "onnxruntime.md"
+    tables.write_report(path, title, "bench.ort", machine, NOTES, sections)
     tables.write_csv(
-        target / "onnxruntime.csv",
+        folder / "onnxruntime.csv",
         [
             {"in_features": n, "num_classes": c, "batch": b, "by": by, **vars(t), **machine}
             for (n, c, b), times in results.items()

@@ -297,16 +297,12 @@ def main(
     machine = timing.machine()
     rows = targets(results)
     sections = {"Asked for and measured": [r.row() for r in rows], "Times": table(results)}
-    for title, section in sections.items():
-        tables.show(title, section)
-    name = timing.slug(f"{machine['cpu']} {machine['isa']}")
-    folder = output or Path(__file__).parent / "results" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"## {title}\n\n{tables.markdown(t)}\n" for title, t in sections.items())
-    (folder / "reductions.md").write_text(
-        f"# Answers without logits on {machine['cpu']}, {machine['isa']}\n\n"
-        f"`python -m bench.reductions`\n\n{tables.record(machine)}\n{NOTES}\n{text}"
-    )
+    for heading, section in sections.items():
+        tables.show(heading, section)
+    folder = tables.results_folder(machine, output)
+    title = f"Answers without logits on {machine['cpu']}, {machine['isa']}"
+    path = folder / "reductions.md"
+    tables.write_report(path, title, "bench.reductions", machine, NOTES, sections)
     timings = [
         {"what": r.title, **vars(r.case), "by": k, **vars(t), "memory": r.memory.get(k), **machine}
         for r in results.values()

@@ -367,18 +367,14 @@ def main(
         "Head on each ISA, from NumPy, N=2048 C=1000 B=256": isa_table(results),
         "Transform, time a row (speed / FFHT)": transform_table(results),
     }
-    for title, table in sections.items():
-        tables.show(title, table)
+    for heading, table in sections.items():
+        tables.show(heading, table)
 
-    name = timing.slug(f"{machine['cpu']} {machine['isa']}")
-    folder = output or Path(__file__).parent / "results" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"## {title}\n\n{tables.markdown(t)}\n" for title, t in sections.items())
+    folder = tables.results_folder(machine, output)
     left_out = "" if native.ffht_library() else f"{native.LEFT_OUT}.\n\n"
-    (folder / "report.md").write_text(
-        f"# Speed on {machine['cpu']}, {machine['isa']}\n\n`python -m bench.report`\n\n"
-        f"{tables.record(machine)}\n{left_out}{NOTES}\n{text}"
-    )
+    title = f"Speed on {machine['cpu']}, {machine['isa']}"
+    notes = left_out + NOTES
+    tables.write_report(folder / "report.md", title, "bench.report", machine, notes, sections)
     tables.write_csv(folder / "timings.csv", [{**r, **machine} for r in timing_rows(results)])
     tables.write_csv(folder / "targets.csv", [{**vars(t), "met": t.met} for t in rows])
     plot(folder / "report.png", results, machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 Row = Mapping[str, object]
+Sections = Mapping[str, Sequence[Mapping[str, str]]]
+
+RESULTS = Path(__file__).parent / "results"
 
 console = Console()
 if not console.is_terminal:
@@ -38,6 +42,26 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
 def record(facts: Mapping[str, str]) -> str:
     """The machine, as a markdown line."""
     return " · ".join(f"{key} {value}" for key, value in facts.items()) + "\n"
+
+
+def results_folder(facts: Mapping[str, str], output: Path | None) -> Path:
+    """`output`, or the folder of this CPU and instruction set; made if need be."""
+    folder = output or RESULTS / slug(f"{facts['cpu']} {facts['isa']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def slug(text: str) -> str:
+    """A file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def write_report(
+    path: Path, title: str, module: str, facts: Mapping[str, str], notes: str, sections: Sections
+) -> None:
+    """What `python -m module` found, as markdown: the machine, notes, a table for each section."""
+    text = "".join(f"## {name}\n\n{markdown(table)}\n" for name, table in sections.items())
+    path.write_text(f"# {title}\n\n`python -m {module}`\n\n{record(facts)}\n{notes}\n{text}")
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

@@ -169,11 +169,6 @@ def cpu_name() -> str:
     return f"{name} (family {fields['cpu family']}, model {fields['model']})"
 
 
-def slug(text: str) -> str:
-    """A file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def git_revision() -> str:
     """The commit, with '+' where files differ from it; 'none' outside of a repository."""
     here = Path(__file__).parent

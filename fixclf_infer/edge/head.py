@@ -22,7 +22,7 @@ class FixedHead:
     """z_i = α ⟨w_i, x̂⟩ / √N + b_i with a fixed ±1 codebook W and x̂ = x / max(‖x‖₂, 1e-12).
 
     Hoffer, Hubara and Soudry, "Fix your classifier" (ICLR 2018), §3. W is never stored: the head
-    holds α, b and ⌈N/8⌉ bytes of signs for every N classes (2N where blocks are negated as well).
+    holds α, b and, where there are several blocks, n/8 bytes of signs for each, n the order.
 
     Features x [..., N] are float32, float16, bfloat16 (of ml_dtypes), float64 or int8, or ±1 packed
     as uint8 [..., ⌈N/8⌉] (`pack_signs`). Results are the same, bit for bit, for any batch, number

@@ -23,7 +23,7 @@ OPERATORS = (
     "head_sample",
     "head_logprob",
     "head_nll",
-    "head_nll_backward",
+    "head_reduction_backward",
     "project_adjoint",
 )
 TRITON_OPERATORS = (
@@ -32,6 +32,7 @@ TRITON_OPERATORS = (
     "head_topk",
     "head_argmax",
     "head_logprob",
+    "head_reduction_backward",
     "project_adjoint",
 )
 

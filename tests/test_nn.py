@@ -225,7 +225,7 @@ def test_state_dict_is_small_and_complete(
     head = make(kind, bias=bias, learn_alpha=learn_alpha)
     state = head.state_dict()
     assert set(state) == {"alpha", "_extra_state"} | ({"bias"} if bias else set())
-    identity = json.loads(bytes(state["_extra_state"].tolist()))
+    identity = json.loads(bytes(state["_extra_state"].byte().tolist()))
     assert identity == head.codebook.identity()
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -270,7 +270,7 @@ def test_a_checkpoint_of_another_seed_rebuilds_the_codebook() -> None:
 
 def changed_identity(head: FixedClassifier, **changes) -> dict[str, torch.Tensor]:
     state = head.state_dict()
-    identity = {**json.loads(bytes(state["_extra_state"].tolist())), **changes}
+    identity = {**json.loads(bytes(state["_extra_state"].byte().tolist())), **changes}
     state["_extra_state"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
     return state
 

@@ -1,7 +1,8 @@
 """`torch.ops.fixclf_triton.*`: the operators of `torch.ops.fixclf` that have Triton kernels, with
 the same arguments; `torch.compile` sees the kernels in them.
 
-    hadamard_transform, head, head_topk, head_argmax, head_logprob, project_adjoint
+    hadamard_transform, head, head_topk, head_argmax, head_logprob, head_reduction_backward,
+    project_adjoint
 
 Differences, all because nothing here waits for the device: an alpha that is not finite gives NaN or
 infinite results instead of an error; an id outside [0, C) gives NaN; a mask that allows no class of
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fixclf_infer import ops
 from fixclf_infer.epilogue import Epilogue
+from fixclf_infer.ops import derivatives
 
 from . import adjoint
 from .head import map_kernel
@@ -292,4 +294,58 @@ def project_adjoint(
     return adjoint.project(g, base, signs, geometry, hadamard_transform)
 
 
-ops.register_derivatives("fixclf_triton")
+@_operator("head_reduction_backward")
+def head_reduction_backward(
+    softmax_grad: Tensor,
+    ids_grad: Tensor,
+    uniform_grad: Tensor | None,
+    logsumexp: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+    normalize: bool,
+    ids: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Wᵀ dz and Σ dz, dz as csrc/core/problem.h has it: `head` and `project_adjoint` for a range of
+    classes after the other, so that no more than about 2^22 logits exist at a time."""
+    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    wanted, book = check_ids(problem, ids), ops.Geometry(*geometry)
+    step = problem.classes
+    if not book.center:  # whose mean is over the classes of a range
+        step = min(step, max(1024, (1 << 22) // max(problem.batch, 1)) // 8 * 8)
+    rows, dtype = x.reshape(problem.batch, x.shape[-1]), torch.float32
+    a, lse = softmax_grad.reshape(-1, 1), logsumexp.reshape(-1, 1)
+    b = ids_grad.reshape(wanted.shape)
+    counts = (a != 0) | (b != 0).any(-1, keepdim=True)
+    if uniform_grad is not None:
+        counts |= uniform_grad.reshape(-1, 1) != 0
+    projected = torch.zeros(problem.batch, book.in_features, dtype=dtype, device=x.device)
+    biases = []
+    for begin in range(0, problem.classes, step):
+        end = min(begin + step, problem.classes)
+        part = book._replace(class_begin=book.class_begin + begin, class_end=book.class_begin + end)
+        shard = (base, signs, list(part))
+        biases_of = None if bias is None else bias[begin:end]
+        z = head(rows, alpha, biases_of, *shard, normalize, int(Epilogue.LOGITS), dtype)
+        dz = a * torch.where(counts, z - lse, 0).exp()
+        if uniform_grad is not None:
+            dz = dz + uniform_grad.reshape(-1, 1)
+        inside = (wanted >= begin) & (wanted < end)
+        at = torch.where(inside, wanted - begin, 0)
+        dz = dz.scatter_add(1, at, torch.where(inside, b, 0))
+        if mask is not None:
+            bits = mask[..., begin // 8 : (end + 7) // 8].reshape(-1, (end - begin + 7) // 8)
+            dz = torch.where(ops.unpack_signs(bits, end - begin) < 0, dz, 0)
+        dz = torch.where(counts, dz, 0)
+        projected = projected + project_adjoint(dz, *shard)
+        if bias is not None:
+            biases.append(dz.sum(0))
+    dbias = torch.cat(biases) if biases else torch.zeros(0, dtype=dtype, device=x.device)
+    return projected.view(*problem.leading, book.in_features), dbias
+
+
+derivatives.register("fixclf_triton")

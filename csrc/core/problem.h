@@ -51,14 +51,19 @@ struct HeadProblem {
   void* logsumexp;         // TopK, LogProb, Nll: [B] exact
 };
 
-// The gradients of sum_r grad_r loss_r, loss as Epilogue::kNll computes it:
-//   dz_i = grad (exp(z_i - logsumexp) - (1 - eps) [i = target] - eps / M)
+// The gradients of what the reductions derive from the logits: values at ids, the logsumexp and the
+// sum over the classes have the gradients b, a and c of a row:
+//   dz_i = a exp(z_i - logsumexp) + c + sum of b_m over ids_m = i
 //   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
-struct NllBackwardProblem {
-  HeadProblem head;  // as it was for the loss; epilogue kNll, `logsumexp` holds its result
-  const void* grad;  // [B] exact
-  Matrix projected;  // [B, N] exact
-  void* bias_grad;   // [M] exact
+// A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients are
+// all 0 has dz = 0 whatever it holds.
+struct ReductionBackwardProblem {
+  HeadProblem head;          // as it was; `ids`, `logsumexp` and `mask` hold what they held or got
+  const void* softmax_grad;  // a: [B] exact
+  const void* ids_grad;      // b: [B, ids_per_row] exact
+  const void* uniform_grad;  // c: [B] exact; null: 0
+  Matrix projected;          // [B, N] exact
+  void* bias_grad;           // [M] exact; null: not wanted
 };
 
 // out = W^T g for each row: the gradient of W x.
@@ -83,11 +88,10 @@ struct BitShape {
 Status validate(const Codebook& codebook, BitShape base, BitShape signs);
 Status validate(const TransformProblem& problem);
 Status validate(const HeadProblem& problem);
-Status validate(const NllBackwardProblem& problem);
+Status validate(const ReductionBackwardProblem& problem);
 Status validate(const AdjointProblem& problem);
 
 // Without what depends on the values of masks, ids and targets, which a device may hold.
 Status validate_shapes(const HeadProblem& problem);
-Status validate_shapes(const NllBackwardProblem& problem);
 
 }  // namespace fixclf

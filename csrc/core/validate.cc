@@ -240,19 +240,14 @@ Status validate(const HeadProblem& p) {
   return {};
 }
 
-Status validate_shapes(const NllBackwardProblem& p) {
+Status validate(const ReductionBackwardProblem& p) {
   const HeadProblem& head = p.head;
   if (Status status = validate_inputs(head); !status.ok()) return status;
-  if (Status status = validate_label_smoothing(head); !status.ok()) return status;
+  if (Status status = validate_mask_shape(head); !status.ok()) return status;
   if (p.projected.columns != head.codebook.features)
     return error("the output has ", p.projected.columns, " columns, expected ",
                  head.codebook.features);
   return validate_rows("the output", p.projected.rows, "x", head.x.rows);
-}
-
-Status validate(const NllBackwardProblem& p) {
-  if (Status status = validate_shapes(p); !status.ok()) return status;
-  return validate_ids(p.head, "target");
 }
 
 Status validate(const AdjointProblem& p) {

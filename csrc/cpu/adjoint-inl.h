@@ -102,20 +102,41 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
 }
 
 // Rows of scratch: a tile, the block's rows, their gradients, and the adjoint's own.
-constexpr int kNllBackwardRows = kRowTile + 3;
+constexpr int kReductionBackwardRows = kRowTile + 3;
+
+// The gradients that reach the logits of one row: a through the softmax, b at ids, c everywhere.
+template <class Real>
+struct RowGradient {
+  Real softmax, uniform;
+  const Real* at_ids;
+  const int64_t* ids;
+  int64_t count;
+
+  RowGradient(const ReductionBackwardProblem& p, int64_t row)
+      : softmax(static_cast<const Real*>(p.softmax_grad)[row]),
+        uniform(p.uniform_grad == nullptr ? 0 : static_cast<const Real*>(p.uniform_grad)[row]),
+        at_ids(static_cast<const Real*>(p.ids_grad) + row * p.head.ids_per_row),
+        ids(p.head.ids + row * p.head.ids_per_row),
+        count(p.head.ids_per_row) {}
+
+  bool zero() const {
+    bool all = softmax == 0 && uniform == 0;
+    for (int64_t m = 0; m < count; ++m) all = all && at_ids[m] == 0;
+    return all;
+  }
+};
 
 // Rows [begin, end) and blocks [first, last]: `projected` (row `begin` first) is set, `bias_grad`
 // (null: not wanted) added to. The logits are computed again: no array of [B, C].
 template <class V, Addend kAddend>
-void nll_backward_part(const NllBackwardProblem& problem, int64_t begin, int64_t end, int64_t first,
-                       int64_t last, typename V::Real* projected, typename V::Real* bias_grad,
-                       void* scratch) {
+void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t begin, int64_t end,
+                             int64_t first, int64_t last, typename V::Real* projected,
+                             typename V::Real* bias_grad, void* scratch) {
   using F = typename V::F;
   using Real = typename V::Real;
   const HeadProblem& p = problem.head;
   const Codebook& cb = p.codebook;
   const int64_t n = cb.features, room = padded_row<V>(cb.order());
-  const double classes = static_cast<double>(cb.class_end - cb.class_begin);
   const RowLoader<V> loader{p};
   const TransposedBase transposed(cb);
   Real* y = static_cast<Real*>(scratch);
@@ -130,13 +151,13 @@ void nll_backward_part(const NllBackwardProblem& problem, int64_t begin, int64_t
     for (int64_t block = first; block <= last; ++block) {
       for (int t = 0; t < count; ++t) {
         Real* out = projected + (row + t - begin) * n;
-        const int64_t target = p.ids[row + t];
-        const Real grad = static_cast<const Real*>(problem.grad)[row + t];
+        const RowGradient<Real> gradient(problem, row + t);
+        const bool counts = !gradient.zero();
         // Rows with a NaN, whose gradients are NaN, and rows that do not count.
-        if (scales[t] != scales[t] || target == p.ignore_index) {
-          const Real fill = target == p.ignore_index ? 0 : scales[t];
+        if (!counts || scales[t] != scales[t]) {
+          const Real fill = counts ? scales[t] : 0;
           for (int64_t j = 0; j < n; ++j) out[j] = fill;
-          if (bias_grad != nullptr) {
+          if (bias_grad != nullptr && counts) {
             for_segments(cb, block, [&](int64_t first_class, int, int64_t, int64_t length) {
               for (int64_t i = 0; i < length; ++i) bias_grad[first_class + i] += fill;
             });
@@ -147,26 +168,30 @@ void nll_backward_part(const NllBackwardProblem& problem, int64_t begin, int64_t
         const double stretch = cb.center ? center<V>(cb, y) : 1;
         clear<V>(dz, adjoint_width(cb, rows_needed(cb, block)));
         const F shift = V::set(static_cast<const Real*>(p.logsumexp)[row + t]);
-        const F factor = V::set(grad);
-        const F smooth = V::set(static_cast<Real>(grad * (p.label_smoothing / classes)));
-        const Real hit = static_cast<Real>(grad * (1 - p.label_smoothing));
+        const F factor = V::set(gradient.softmax), uniform = V::set(gradient.uniform);
         for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t length) {
           Segment<V, kAddend> z{};
           z.y = y + row0;
           z.scale = static_cast<Real>(sign * stretch * scales[t]);
           z.bias = p.has_bias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
+          if (kAddend == kMasked)
+            z.mask = p.mask + (p.mask_rows == 1 ? 0 : (row + t) * p.mask_bytes);
+          z.mask_bits = cb.class_end - cb.class_begin;
+          z.first_class = first_class;
           z.count = length;
           Real* db = bias_grad == nullptr ? nullptr : bias_grad + first_class;
           const F direction = V::set(static_cast<Real>(sign));
           z.for_logits(0, [&](int64_t i, F value, auto lanes) {
-            const F g = exp<V>(value - shift) * factor - smooth;
+            const F g = V::fma(exp<V>(value - shift), factor, uniform);
             if (db != nullptr) lanes.store(db + i, lanes.load(db + i) + g);
             lanes.store(dz + row0 + i, V::fma(g, direction, lanes.load(dz + row0 + i)));
           });
-          const int64_t i = target - first_class;
-          if (i >= 0 && i < length) {
-            dz[row0 + i] -= static_cast<Real>(sign) * hit;
-            if (db != nullptr) db[i] -= hit;
+          for (int64_t m = 0; m < gradient.count; ++m) {
+            const int64_t i = gradient.ids[m] - first_class;
+            if (i < 0 || i >= length) continue;
+            if (kAddend == kMasked && z.at(i) == z.kLowest) continue;
+            dz[row0 + i] += static_cast<Real>(sign) * gradient.at_ids[m];
+            if (db != nullptr) db[i] += gradient.at_ids[m];
           }
         });
         block_adjoint<V>(cb, transposed, block, block != first, dz, a, out);

@@ -13,7 +13,7 @@ namespace fixclf::cpu {
 Status transform(const TransformProblem& problem, const Parallel& parallel);
 Status head(const HeadProblem& problem, const Parallel& parallel);
 Status adjoint(const AdjointProblem& problem, const Parallel& parallel);
-Status nll_backward(const NllBackwardProblem& problem, const Parallel& parallel);
+Status reduction_backward(const ReductionBackwardProblem& problem, const Parallel& parallel);
 
 // Instruction sets in this binary, slowest first; those of them that this machine can run.
 std::vector<std::string> compiled_isas();

@@ -201,10 +201,10 @@ namespace {
 // A grid of row parts and block groups, whose partial sums are added in order: of the bias gradient
 // over row parts, of the projected gradient over block groups. Its shape depends on sizes alone,
 // and keeps the partial sums within about 1 MiB.
-struct NllBackwardGrid {
+struct ReductionBackwardGrid {
   int64_t rows, parts, groups;  // rows a part; parts and groups at a time
 
-  NllBackwardGrid(int64_t features, int64_t classes, int64_t blocks) {
+  ReductionBackwardGrid(int64_t features, int64_t classes, int64_t blocks) {
     constexpr int64_t kElements = int64_t{1} << 18;
     groups = classes > kElements / 16 ? std::min<int64_t>(blocks, 8) : 1;
     parts = groups > 1 ? 1 : std::clamp<int64_t>(kElements / classes, 1, 16);
@@ -219,14 +219,14 @@ void add(const Real* from, int64_t count, Real* to) {
 }
 
 template <class Real>
-Status nll_backward_as(const KernelTable& kernels, const NllBackwardProblem& p,
-                       const Parallel& parallel) {
+Status reduction_backward_as(const KernelTable& kernels, const ReductionBackwardProblem& p,
+                             const Parallel& parallel) {
   const HeadProblem& head = p.head;
   const Codebook& cb = head.codebook;
   const int64_t n = cb.features, classes = cb.class_end - cb.class_begin;
   const int64_t first = (cb.class_begin + cb.row_offset) / cb.rows_per_block();
   const int64_t blocks = (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block() + 1 - first;
-  const NllBackwardGrid grid(n, classes, blocks);
+  const ReductionBackwardGrid grid(n, classes, blocks);
   auto* projected = static_cast<Real*>(p.projected.data);
   auto* bias_grad = static_cast<Real*>(p.bias_grad);
   if (bias_grad != nullptr) std::fill_n(bias_grad, classes, Real(0));
@@ -239,7 +239,7 @@ Status nll_backward_as(const KernelTable& kernels, const NllBackwardProblem& p,
     std::fill(part_sums.begin(), part_sums.end(), Real(0));
     const auto cell = [&](int64_t i, void* scratch) {
       const int64_t part = i / grid.groups, group = i % grid.groups;
-      NllBackwardPart work;
+      ReductionBackwardPart work;
       work.row_begin = begin + part * grid.rows;
       work.row_end = std::min(end, work.row_begin + grid.rows);
       work.first_block = first + blocks * group / grid.groups;
@@ -247,9 +247,9 @@ Status nll_backward_as(const KernelTable& kernels, const NllBackwardProblem& p,
       work.projected = grid.groups > 1 ? group_sums.data() + group * grid.rows * n
                                        : projected + work.row_begin * n;
       work.bias_grad = part_sums.empty() ? bias_grad : part_sums.data() + part * classes;
-      kernels.nll_backward(p, work, scratch);
+      kernels.reduction_backward(p, work, scratch);
     };
-    Status status = share(parallel, parts * grid.groups, 1, kernels.nll_backward_scratch(p),
+    Status status = share(parallel, parts * grid.groups, 1, kernels.reduction_backward_scratch(p),
                           [&](int64_t from, int64_t to, void* scratch) {
                             for (int64_t i = from; i < to; ++i) cell(i, scratch);
                           });
@@ -268,12 +268,12 @@ Status nll_backward_as(const KernelTable& kernels, const NllBackwardProblem& p,
 
 }  // namespace
 
-Status nll_backward(const NllBackwardProblem& p, const Parallel& parallel) {
+Status reduction_backward(const ReductionBackwardProblem& p, const Parallel& parallel) {
   if (Status status = validate(p); !status.ok()) return status;
   if (!choice().status.ok()) return choice().status;
   const KernelTable& kernels = *kernels_for(p.head.x.dtype);
-  return p.head.x.dtype == DType::kFloat64 ? nll_backward_as<double>(kernels, p, parallel)
-                                           : nll_backward_as<float>(kernels, p, parallel);
+  return p.head.x.dtype == DType::kFloat64 ? reduction_backward_as<double>(kernels, p, parallel)
+                                           : reduction_backward_as<float>(kernels, p, parallel);
 }
 
 std::vector<std::string> compiled_isas() {

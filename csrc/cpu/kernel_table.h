@@ -16,7 +16,7 @@ struct HeadPlan {
 };
 
 // Some rows and blocks of the gradients.
-struct NllBackwardPart {
+struct ReductionBackwardPart {
   int64_t row_begin, row_end;
   int64_t first_block, last_block;
   void* projected;  // [row_end - row_begin, N], set
@@ -39,8 +39,9 @@ struct KernelTable {
                       int64_t end, char* states, void* scratch);
   void (*head_merge)(const HeadProblem&, int count, int pass, char* states);
 
-  int64_t (*nll_backward_scratch)(const NllBackwardProblem&);
-  void (*nll_backward)(const NllBackwardProblem&, const NllBackwardPart&, void* scratch);
+  int64_t (*reduction_backward_scratch)(const ReductionBackwardProblem&);
+  void (*reduction_backward)(const ReductionBackwardProblem&, const ReductionBackwardPart&,
+                             void* scratch);
 };
 
 }  // namespace fixclf

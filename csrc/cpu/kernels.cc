@@ -118,25 +118,28 @@ void adjoint_problem(const AdjointProblem& p, int64_t begin, int64_t end, void* 
   }
 }
 
-int64_t nll_backward_scratch(const NllBackwardProblem& p) {
-  return kNllBackwardRows * padded_row<Float>(p.head.codebook.order()) *
+int64_t reduction_backward_scratch(const ReductionBackwardProblem& p) {
+  return kReductionBackwardRows * padded_row<Float>(p.head.codebook.order()) *
          size_of(accumulation_dtype(p.head.x.dtype));
 }
 
 template <class V>
-void nll_backward_of(const NllBackwardProblem& p, const NllBackwardPart& part, void* scratch) {
+void reduction_backward_of(const ReductionBackwardProblem& p, const ReductionBackwardPart& part,
+                           void* scratch) {
   using Real = typename V::Real;
-  const auto kernel =
-      p.head.has_bias ? nll_backward_part<V, kBias> : nll_backward_part<V, kNothing>;
+  const auto kernel = p.head.mask != nullptr ? reduction_backward_part<V, kMasked>
+                      : p.head.has_bias      ? reduction_backward_part<V, kBias>
+                                             : reduction_backward_part<V, kNothing>;
   kernel(p, part.row_begin, part.row_end, part.first_block, part.last_block,
          static_cast<Real*>(part.projected), static_cast<Real*>(part.bias_grad), scratch);
 }
 
-void nll_backward(const NllBackwardProblem& p, const NllBackwardPart& part, void* scratch) {
+void reduction_backward(const ReductionBackwardProblem& p, const ReductionBackwardPart& part,
+                        void* scratch) {
 #ifdef FIXCLF_HAS_DOUBLE
-  if (p.head.x.dtype == DType::kFloat64) return nll_backward_of<Double>(p, part, scratch);
+  if (p.head.x.dtype == DType::kFloat64) return reduction_backward_of<Double>(p, part, scratch);
 #endif
-  nll_backward_of<Float>(p, part, scratch);
+  reduction_backward_of<Float>(p, part, scratch);
 }
 
 }  // namespace
@@ -157,8 +160,8 @@ const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME) = {
     head_rows,
     head_chunks,
     head_merge,
-    nll_backward_scratch,
-    nll_backward,
+    reduction_backward_scratch,
+    reduction_backward,
 };
 
 }  // namespace fixclf

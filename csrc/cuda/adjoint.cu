@@ -63,11 +63,7 @@ Status run_adjoint(const AdjointProblem& p, const Workspace& workspace, cudaStre
   HeadProblem head{};
   head.codebook = p.codebook;
   AdjointArguments a{{head, nullptr, Layout(p.codebook), 0, p.g.rows, 1, 0, nullptr, 0, false},
-                     p.g,
-                     nullptr,
-                     nullptr,
-                     nullptr,
-                     1};
+                     p.g};
   a.head.chunks = adjoint_chunks(a.head.layout);
   void* memory;
   const int64_t bytes = row_workspace<Real>(a.head, p.g.rows, p.out);
@@ -76,16 +72,14 @@ Status run_adjoint(const AdjointProblem& p, const Workspace& workspace, cudaStre
 }
 
 template <class Real>
-Status run_nll_backward(const NllBackwardProblem& p, const void* alpha, const Workspace& workspace,
-                        cudaStream_t stream) {
+Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
+                              const Workspace& workspace, cudaStream_t stream) {
   const Codebook& cb = p.head.codebook;
   const int64_t rows = p.head.x.rows, classes = cb.class_end - cb.class_begin;
-  AdjointArguments a{{p.head, alpha, Layout(cb), 0, rows, 1, 0, nullptr, 0, false},
-                     {},
-                     p.grad,
-                     nullptr,
-                     nullptr,
-                     1};
+  AdjointArguments a{{p.head, alpha, Layout(cb), 0, rows, 1, 0, nullptr, 0, false}};
+  a.softmax_grad = p.softmax_grad;
+  a.ids_grad = p.ids_grad;
+  a.uniform_grad = p.uniform_grad;
   a.head.chunks = adjoint_chunks(a.head.layout);
   // Slices of at least 16 rows, until there are enough CTAs; what they leave fits the workspace.
   const int64_t slice_bytes = classes * static_cast<int64_t>(sizeof(Real));
@@ -96,7 +90,8 @@ Status run_nll_backward(const NllBackwardProblem& p, const void* alpha, const Wo
                                  slices > 1 ? slices * slice_bytes : 0);
   void* memory;
   if (Status s = allocate(workspace, bytes, &memory); !s.ok()) return s;
-  if (Status s = run_rows<Real>(nll_projected_kernel<Real>, a, rows, memory, p.projected, stream);
+  if (Status s =
+          run_rows<Real>(reduction_projected_kernel<Real>, a, rows, memory, p.projected, stream);
       !s.ok())
     return s;
   if (p.bias_grad == nullptr) return {};
@@ -104,7 +99,7 @@ Status run_nll_backward(const NllBackwardProblem& p, const void* alpha, const Wo
   a.bias_grad = slices > 1 ? memory : p.bias_grad;
   const int threads = a.head.layout.threads, cta = cta_threads(threads, a.head.layout.blocks);
   const dim3 grid(ctas(a.head.layout.blocks, cta, threads), static_cast<unsigned>(slices));
-  if (Status s = launch(nll_bias_kernel<Real>, grid, cta,
+  if (Status s = launch(reduction_bias_kernel<Real>, grid, cta,
                         Shared<Real>::bytes(a.head.layout, 0, cta), stream, a);
       !s.ok() || slices == 1)
     return s;
@@ -121,11 +116,11 @@ Status adjoint(const AdjointProblem& p, const Workspace& workspace, cudaStream_t
                                       : run_adjoint<float>(p, workspace, stream);
 }
 
-Status nll_backward(const NllBackwardProblem& p, const void* alpha, const Workspace& workspace,
-                    cudaStream_t stream) {
-  NllBackwardProblem checked = p;
+Status reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
+                          const Workspace& workspace, cudaStream_t stream) {
+  ReductionBackwardProblem checked = p;
   checked.head.alpha = 0;
-  if (Status status = validate_shapes(checked); !status.ok()) return status;
+  if (Status status = validate(checked); !status.ok()) return status;
   if (Status status = check_order(p.head.codebook); !status.ok()) return status;
   if (p.head.x.rows == 0) {
     if (p.bias_grad == nullptr) return {};
@@ -134,8 +129,8 @@ Status nll_backward(const NllBackwardProblem& p, const void* alpha, const Worksp
     return status_of(cudaMemsetAsync(p.bias_grad, 0, static_cast<size_t>(bytes), stream));
   }
   return p.head.x.dtype == DType::kFloat64
-             ? run_nll_backward<double>(checked, alpha, workspace, stream)
-             : run_nll_backward<float>(checked, alpha, workspace, stream);
+             ? run_reduction_backward<double>(checked, alpha, workspace, stream)
+             : run_reduction_backward<float>(checked, alpha, workspace, stream);
 }
 
 }  // namespace fixclf::cuda

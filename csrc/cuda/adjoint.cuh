@@ -1,6 +1,6 @@
-// The adjoint of the projection, u = W^T g, and the gradients of the negative log-likelihood:
+// The adjoint of the projection, u = W^T g, and the gradients of the reductions:
 //
-//   dz_i = grad (exp(z_i - logsumexp) - (1 - eps) [i = target] - eps / M),
+//   dz_i = a exp(z_i - logsumexp) + c + sum of b_m over ids_m = i,
 //   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
 //
 // The logits are computed again: no array of [B, C]. Additions: two transforms a block and row for
@@ -13,12 +13,14 @@
 namespace fixclf::cuda {
 
 struct AdjointArguments {
-  HeadArguments head;  // p.codebook; for the loss all of it
-  ConstMatrix g;       // without a loss: the gradients of the logits
-  const void* grad;    // [B] exact
-  void* out;           // [rows of this launch, chunks, N], or [B, N] with one chunk
-  void* bias_grad;     // [slices, M]
-  int slices;          // of the rows
+  HeadArguments head;                  // p.codebook; for the reductions all of it
+  ConstMatrix g{};                     // without a reduction: the gradients of the logits
+  const void* softmax_grad = nullptr;  // a: [B] exact
+  const void* ids_grad = nullptr;      // b: [B, ids_per_row] exact
+  const void* uniform_grad = nullptr;  // c: [B] exact, or null
+  void* out = nullptr;                 // [rows of this launch, chunks, N], or [B, N] with one chunk
+  void* bias_grad = nullptr;           // [slices, M]
+  int slices = 1;                      // of the rows
 };
 
 // The centred adjoint: every class's gradient less their mean, stretched.
@@ -83,35 +85,49 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) adjoint_kernel(const Adjoin
   }
 }
 
-// dz of one row, element by element of its logits.
+// dz of one row: `of` a logit but for what reaches it by an id, and `at_ids` for that.
 template <class Real>
-struct LossGradient {
-  Real grad, lse, smooth, hit;
-  int64_t target;
-  bool ignored;
+struct RowGradient {
+  const int64_t* ids;
+  const Real* ids_grad;
+  int count;
+  Real softmax, uniform, lse;
+  bool zero;  // a row that does not count, whatever it holds
 
-  __device__ LossGradient(const AdjointArguments& a, int64_t row) {
+  __device__ RowGradient(const AdjointArguments& a, int64_t row) {
     const HeadProblem& p = a.head.p;
-    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
-    target = p.ids[row];
-    ignored = target == p.ignore_index;
-    grad = static_cast<const Real*>(a.grad)[row];
-    if (target < 0 || target >= classes) grad = nan_of(Real());
+    count = static_cast<int>(p.ids_per_row);
+    ids = p.ids + row * count;
+    ids_grad = static_cast<const Real*>(a.ids_grad) + row * count;
+    softmax = static_cast<const Real*>(a.softmax_grad)[row];
+    uniform = a.uniform_grad == nullptr ? 0 : static_cast<const Real*>(a.uniform_grad)[row];
     lse = static_cast<const Real*>(p.logsumexp)[row];
-    smooth = static_cast<Real>(static_cast<double>(grad) *
-                               (p.label_smoothing / static_cast<double>(classes)));
-    hit = static_cast<Real>(static_cast<double>(grad) * (1 - p.label_smoothing));
+    zero = softmax == 0 && uniform == 0;
+    for (int m = 0; m < count; ++m) zero = zero && ids_grad[m] == 0;
   }
+  // Not for forbidden classes, whose z is -inf.
   __device__ Real of(const Logits<Real>& logits, int e) const {
-    if (ignored) return 0;
-    const Real dz = exp_of(logits.z[e] - lse) * grad - smooth;
-    return logits.id(e) == target ? dz - hit : dz;
+    if (zero) return 0;
+    return fused(exp_of(logits.z[e] - lse), softmax, uniform);
+  }
+  // body(e, gradient) for the ids among these logits.
+  template <class Body>
+  __device__ void at_ids(const Logits<Real>& logits, Body body) const {
+    const int last = logits.id(kItem - 1);
+    for (int m = 0; m < count; ++m) {
+      const int64_t id = ids[m];
+      if (id < logits.first || id > last) continue;
+#pragma unroll
+      for (int e = 0; e < kItem; ++e)
+        if (logits.id(e) == id && (logits.live >> e & 1) != 0 && logits.z[e] != kLowest<Real>)
+          body(e, ids_grad[m]);
+    }
   }
 };
 
 template <class Real>
 __global__ void __launch_bounds__(kMaxRowThreads, 1)
-    nll_projected_kernel(const AdjointArguments a) {
+    reduction_projected_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
   const Codebook& cb = head.p.codebook;
   const Shared<Real> shared(shared_memory(), head.layout, 0);
@@ -124,7 +140,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   const int end = chunk_begin(head.layout.blocks, head.chunks, chunk + 1);
   Row<Real> x(cb, head.p.x, row);
   x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
-  const LossGradient<Real> gradient(a, row);
+  const RowGradient<Real> gradient(a, row);
   Block<Real> block(group, head.layout, cb, shared.row(group.index()));
   Real* out =
       static_cast<Real*>(a.out) + ((row - head.row_begin) * head.chunks + chunk) * cb.features;
@@ -148,6 +164,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
           const Real dz = gradient.of(logits, e);
           d[e] = sign > 0 ? d[e] + dz : d[e] - dz;
         }
+        gradient.at_ids(logits, [&](int e, Real value) { d[e] += sign > 0 ? value : -value; });
       });
       block.put(place, d);
     });
@@ -158,7 +175,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
 
 // A group for each block, over one slice of the rows: no two threads add to the same class.
 template <class Real>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) nll_bias_kernel(const AdjointArguments a) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1)
+    reduction_bias_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
   const Codebook& cb = head.p.codebook;
   const Shared<Real> shared(shared_memory(), head.layout, 0);
@@ -174,7 +192,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) nll_bias_kernel(const Adjoi
   for (int64_t row = begin; row < end; ++row) {
     Row<Real> x(cb, head.p.x, row);
     x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
-    const LossGradient<Real> gradient(a, row);
+    const RowGradient<Real> gradient(a, row);
     block.prepare(x, number);
     const Scaling<Real> scaling(head, group, block, x.scale);
     for_logits<Real>(head, row, block, number, scaling, [&](const Logits<Real>& logits) {
@@ -186,6 +204,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) nll_bias_kernel(const Adjoi
         Real* at = out + logits.id(e);
         *at = row == begin ? dz : *at + dz;
       }
+      gradient.at_ids(logits, [&](int e, Real value) { out[logits.id(e)] += value; });
     });
   }
 }

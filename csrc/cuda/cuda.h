@@ -25,7 +25,7 @@ struct Workspace {
 Status transform(const TransformProblem& problem, cudaStream_t stream);
 Status head(const HeadProblem& problem, const void* alpha, const Workspace& workspace,
             cudaStream_t stream);
-Status nll_backward(const NllBackwardProblem& problem, const void* alpha,
+Status reduction_backward(const ReductionBackwardProblem& problem, const void* alpha,
                     const Workspace& workspace, cudaStream_t stream);
 Status adjoint(const AdjointProblem& problem, const Workspace& workspace, cudaStream_t stream);
 

@@ -466,21 +466,33 @@ void test_reductions(const Run& run) {
   }
 }
 
-// The gradients of the loss against those of the oracle.
+// The gradients of the reductions against those of the oracle.
 template <class Run>
-void test_nll_backward(const Run& run, int64_t most_rows) {
+void test_reduction_backward(const Run& run, int64_t most_rows) {
   const Case c;
   const Rows w = c.matrix();
   const DType dtype = kDTypes[pick(0, 3)], exact = accumulation_dtype(dtype);
-  const int64_t rows = pick(1, most_rows), n = c.cb.features;
+  const int64_t rows = pick(1, most_rows), n = c.cb.features, each = pick(0, 3);
+  const bool masked = pick(0, 2) == 0, uniform = !masked && coin();
   Features x(dtype, rows, n, 1);
-  Buffer bias(exact, c.shard()), loss(exact, rows), lse(exact, rows), grad(exact, rows);
-  Buffer projected(exact, rows * n), bias_grad(exact, c.shard());
+  Buffer bias(exact, c.shard()), logprobs(exact, rows * each), logits(exact, rows * each);
+  Buffer lse(exact, rows), softmax_grad(exact, rows), ids_grad(exact, rows * each);
+  Buffer uniform_grad(exact, rows), projected(exact, rows * n), bias_grad(exact, c.shard());
   std::vector<double> biases;
   for (int64_t i = 0; i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
-  std::vector<int64_t> targets(static_cast<size_t>(rows));
-  for (auto& target : targets) target = pick(0, 5) == 0 ? -1 : pick(0, c.shard() - 1);
-  NllBackwardProblem p{};
+  std::vector<int64_t> ids(static_cast<size_t>(rows * each));
+  for (auto& id : ids) id = pick(0, c.shard() - 1);
+  const int64_t mask_bytes = (c.shard() + 7) / 8, mask_rows = coin() ? 1 : rows;
+  std::vector<uint8_t> mask(static_cast<size_t>(mask_rows * mask_bytes));
+  for (int64_t r = 0; r < mask_rows; ++r) {
+    for (int64_t i = 0; i < c.shard(); ++i)
+      mask[r * mask_bytes + i / 8] |= static_cast<uint8_t>(coin() << i % 8);
+    mask[r * mask_bytes] |= 1;
+  }
+  const auto allowed = [&](int64_t r, int64_t i) {
+    return !masked || (mask[(mask_rows == 1 ? 0 : r) * mask_bytes + i / 8] >> i % 8 & 1) != 0;
+  };
+  ReductionBackwardProblem p{};
   p.head.codebook = c.cb;
   p.head.x = x.matrix();
   p.head.alpha = 3;
@@ -489,28 +501,44 @@ void test_nll_backward(const Run& run, int64_t most_rows) {
   p.head.bias = bias.data();
   p.head.bias_length = c.shard();
   p.head.bias_dtype = exact;
-  p.head.epilogue = Epilogue::kNll;
-  p.head.ids = targets.data();
-  p.head.ids_per_row = 1;
-  p.head.ignore_index = -1;
-  p.head.label_smoothing = coin() ? 0 : 0.2;
-  p.head.out = {loss.data(), exact, rows, 1, 1};
+  if (masked) {
+    p.head.mask = mask.data();
+    p.head.mask_rows = mask_rows;
+    p.head.mask_bytes = mask_bytes;
+  }
+  p.head.epilogue = Epilogue::kLogProb;
+  p.head.ids = ids.data();
+  p.head.ids_per_row = each;
+  p.head.out = {logprobs.data(), exact, rows, each, each};
+  p.head.logits = logits.data();
   p.head.logsumexp = lse.data();
   if (!CHECK(run(p.head).ok())) return;
-  for (int64_t r = 0; r < rows; ++r) grad.set(r, normal());
-  p.grad = grad.data();
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool counts = pick(0, 5) != 0;
+    softmax_grad.set(r, counts ? normal() : 0);
+    uniform_grad.set(r, counts && uniform ? normal() : 0);
+    for (int64_t m = 0; m < each; ++m) ids_grad.set(r * each + m, counts ? normal() : 0);
+    if (!counts) lse.set(r, -1e30);  // of a target without loss: exp(z - lse) overflows
+  }
+  // Ids beyond the classes, of a target without loss, do not count.
+  if (each > 0) ids[0] = -100;
+  p.softmax_grad = softmax_grad.data();
+  p.ids_grad = ids_grad.data();
+  p.uniform_grad = uniform ? uniform_grad.data() : nullptr;
   p.projected = {projected.data(), exact, rows, n, n};
   p.bias_grad = bias_grad.data();
   if (!CHECK(run(p).ok())) return;
   std::vector<double> db(w.size());
   double worst = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    auto dz = oracle(w, x.values[r], 3, biases, true, Epilogue::kSoftmax);
-    for (size_t i = 0; i < dz.size(); ++i) {
-      const double eps = p.head.label_smoothing;
-      dz[i] -= eps / static_cast<double>(dz.size());
-      if (static_cast<int64_t>(i) == targets[r]) dz[i] -= 1 - eps;
-      dz[i] *= targets[r] < 0 ? 0 : grad.get(r);
+    auto dz = oracle(w, x.values[r], 3, biases, true, Epilogue::kLogits);
+    double sum = 0;
+    for (int64_t i = 0; i < c.shard(); ++i) sum += allowed(r, i) ? std::exp(dz[i]) : 0;
+    for (int64_t i = 0; i < c.shard(); ++i) {
+      dz[i] = softmax_grad.get(r) * std::exp(dz[i]) / sum + uniform_grad.get(r);
+      for (int64_t m = 0; m < each; ++m)
+        if (ids[r * each + m] == i) dz[i] += ids_grad.get(r * each + m);
+      if (!allowed(r, i)) dz[i] = 0;
       db[i] += dz[i];
     }
     for (int64_t j = 0; j < n; ++j) {

@@ -30,9 +30,9 @@ struct Runner {
                    [&](void* s) { table->head_rows(p, 0, p.x.rows, s); });
     return status;
   }
-  Status operator()(const NllBackwardProblem& p) const {
+  Status operator()(const ReductionBackwardProblem& p) const {
     cpu::set_num_threads(static_cast<int>(pick(1, 3)));
-    return cpu::nll_backward(p, cpu::thread_pool());
+    return cpu::reduction_backward(p, cpu::thread_pool());
   }
   Status operator()(const AdjointProblem& p) const {
     if (table == nullptr || p.g.dtype == DType::kFloat64) return cpu::adjoint(p, {});
@@ -228,7 +228,7 @@ int main() {
     test_extreme_rows(run);
     for (int i = 0; i < 20; ++i) test_batch_invariance();
     for (int i = 0; i < 4; ++i) test_chunks();
-    for (int i = 0; i < 40; ++i) test_nll_backward(run, 80);
+    for (int i = 0; i < 40; ++i) test_reduction_backward(run, 80);
     std::printf("%s: %d checks\n", isa.c_str(), check::counts().passed - before);
   }
   for (int i = 0; i < 20; ++i) test_errors();

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from .. import backends, ops
 from ..codebooks import Codebook, codebook, from_identity
 from ..epilogue import Epilogue
+from ..ops import derivatives
 
 # Plain integers: an operator call converts an enumeration member in 1.7 us.
 _LOGITS, _SOFTMAX, _LOG_SOFTMAX = map(
     int, (Epilogue.LOGITS, Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX)
 )
+
+# Of the codebook's identity in a state_dict: of one size for every codebook, as distributed
+# checkpoints need, and of a dtype that survives casts and averages of state_dicts.
+_IDENTITY_BYTES = 256
 
 
 def default_alpha(num_classes: int) -> float:
@@ -24,29 +31,99 @@ def default_alpha(num_classes: int) -> float:
     return math.log(99 * max(num_classes - 1, 1))
 
 
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# One node of a graph that torch.fx traces, which can't follow questions about dtypes.
+@torch.fx.wrap
+def _map(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    base: Tensor | None,
+    signs: Tensor | None,
+    dense_bits: Tensor | None,
+    geometry: list[int],
+    epilogue: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The head on features x [..., N]: [..., C]."""
+    if x.is_nested:
+        return _map_nested(x, alpha, bias, base, signs, dense_bits, geometry, epilogue, dtype)
+    exact = _exact(x)
+    if alpha.dtype != exact:
+        alpha = alpha.to(exact)
+    if bias is not None and bias.dtype != exact:
+        bias = bias.to(exact)
+    if dense_bits is not None:
+        z = _dense_logits(x, alpha, bias, dense_bits)
+        if epilogue == _SOFTMAX:
+            z = z.softmax(-1)
+        elif epilogue == _LOG_SOFTMAX:
+            z = z.log_softmax(-1)
+        return z.to(dtype or (x.dtype if x.is_floating_point() else z.dtype))
+    if derivatives.under_transforms():
+        transformed: Tensor = derivatives.Head.apply(
+            backends.operators, x, alpha, bias, base, signs, geometry, True, epilogue, dtype
+        )
+        return transformed
+    result: Tensor = backends.operators.head.default(
+        x, alpha, bias, base, signs, geometry, True, epilogue, dtype
+    )
+    return result
+
+
+def _map_nested(x: Tensor, *others: Any) -> Tensor:
+    if x.layout == torch.jagged:
+        if x.dim() != 3 or x.shape[-1] != x.values().shape[-1]:
+            raise ValueError(
+                f"x is a jagged tensor of {x.dim()} dimensions, expected [batch, ragged, features]"
+            )
+        return torch.nested.nested_tensor_from_jagged(_map(x.values(), *others), x.offsets())
+    return torch.nested.as_nested_tensor([_map(each, *others) for each in x.unbind()])
+
+
+def _dense_logits(x: Tensor, alpha: Tensor, bias: Tensor | None, dense_bits: Tensor) -> Tensor:
+    """Codebooks that are no Hadamard matrix run as a dense product, in alpha's dtype."""
+    in_features = dense_bits.shape[1]
+    if x.dtype == torch.uint8:
+        x = ops.unpack_signs(x, in_features)
+    with torch.autocast(x.device.type, enabled=False):
+        unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
+        w = dense_bits.view(torch.float32).to(alpha.dtype)
+        z = alpha / math.sqrt(in_features) * nn.functional.linear(unit, w)
+        return z if bias is None else z + bias
+
+
 class FixedClassifier(nn.Module):
     """z = α W x̂ / √N + b with a fixed codebook W, x̂ = x / max(‖x‖₂, 1e-12).
 
-    Hoffer, Hubara and Soudry, "Fix your classifier" (ICLR 2018), §3. Only α (one number) and b are
-    learned; W is never stored: it is made of additions and subtractions. Results of a row do not
-    depend on the rest of the batch, bit for bit.
+    Hoffer, Hubara and Soudry, "Fix your classifier" (ICLR 2018), §3. Only α (one number, of shape
+    [1]) and b are learned; W is never stored: it is made of additions and subtractions. Results of
+    a row do not depend on the rest of the batch, bit for bit, but for the kinds "orthonormal" and
+    "matrix", which run as a dense product.
 
     Args:
         in_features: N.
-        num_classes: C.
-        codebook: a kind for `fixclf_infer.codebook`, or a `Codebook` of this N and C.
+        num_classes: C; out_features is another name of it.
         bias: whether b is there (it starts at 0).
-        alpha: initial α; `default_alpha` when None.
-        learn_alpha: whether α is a parameter or a buffer.
         device, dtype: of α and b; float32 by default. Kernels compute in float32 (float64 for
             float64 features) whatever the dtype of the features.
+        codebook: a kind for `fixclf_infer.codebook`, or a `Codebook` of this N and C.
+        alpha: initial α; `default_alpha` when None.
+        learn_alpha: whether α is a parameter or a buffer.
+
+    The first five can stand where `torch.nn.Linear` has them.
 
     Shape: x [..., N] → logits [..., C] of the dtype of x. int8 features and packed signs (uint8
-    [..., ⌈N/8⌉], `ops.pack_signs`) give float32.
+    [..., ⌈N/8⌉], `ops.pack_signs`) give float32. A nested x gives nested logits.
 
-    The state_dict holds `alpha`, `bias` and, as bytes of JSON, the codebook's identity (kind,
-    version, sizes, seed, digest); loading rebuilds the codebook from it, and raises ValueError when
-    its sizes are not this module's or its bits are not those of this version.
+    The state_dict holds `alpha`, `bias` and, as numbers that are bytes of JSON, the codebook's
+    identity (kind, version, sizes, seed, digest); loading rebuilds the codebook from it, and raises
+    ValueError when its sizes are not this module's or its bits are not those of this version. The
+    codebook's bits are no state, neither parameters nor buffers: they follow from the codebook, and
+    the module on its way to another device.
     """
 
     bias: Tensor | None
@@ -57,41 +134,68 @@ class FixedClassifier(nn.Module):
     def __init__(
         self,
         in_features: int,
-        num_classes: int,
-        *,
-        codebook: str | Codebook = "auto",
+        num_classes: int | None = None,
         bias: bool = True,
-        alpha: float | None = None,
-        learn_alpha: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        codebook: str | Codebook = "auto",
+        alpha: float | None = None,
+        learn_alpha: bool = True,
+        out_features: int | None = None,
     ) -> None:
         super().__init__()
-        book = _resolve(codebook, in_features, num_classes)
-        start = default_alpha(num_classes) if alpha is None else float(alpha)
-        if not math.isfinite(start):
+        if (num_classes is None) == (out_features is None):
+            given = "neither" if num_classes is None else "both"
+            raise TypeError(f"one of num_classes and out_features must be given, got {given}")
+        book = _resolve(
+            codebook, in_features, num_classes if out_features is None else out_features
+        )
+        self._start = default_alpha(book.num_classes) if alpha is None else float(alpha)
+        if not math.isfinite(self._start):
             raise ValueError(f"alpha must be finite, got {alpha}")
-        value = torch.tensor(start, device=device, dtype=dtype or torch.float32)
+        value = torch.empty(1, device=device, dtype=dtype or torch.float32)
         if learn_alpha:
             self.alpha = nn.Parameter(value)
         else:
             self.register_buffer("alpha", value)
-        zeros = torch.zeros(num_classes, device=device, dtype=dtype or torch.float32)
-        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
-        self._set_codebook(book, device)
+        b = torch.empty(book.num_classes, device=device, dtype=dtype or torch.float32)
+        self.register_parameter("bias", nn.Parameter(b) if bias else None)
+        # accelerate looks for what it loads among parameters and buffers, and puts it there.
+        self._buffers["_extra_state"] = None
+        self._set_codebook(book)
+        self._unset = self.alpha.is_meta
+        self.reset_parameters()
 
-    def _set_codebook(self, book: Codebook, device: torch.device | str | None) -> None:
+    def reset_parameters(self) -> None:
+        """α and b as the constructor sets them."""
+        with torch.no_grad():
+            self.alpha.fill_(self._start)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def _set_codebook(self, book: Codebook) -> None:
         self.codebook = book
         self._geometry: list[int] = []
-        base = signs = dense_bits = None
+        self.base = self.signs = self.dense_bits = None
         if book.kernel is not None:
-            base, signs, self._geometry = ops.codebook_arguments(book)
+            self.base, self.signs, self._geometry = ops.codebook_arguments(book)
         else:
-            # As integers, which half() and bfloat16() leave alone.
-            dense_bits = torch.from_numpy(book.dense).view(torch.int32)
-        for name, bits in (("base", base), ("signs", signs), ("dense_bits", dense_bits)):
-            placed = None if bits is None else bits.to(device or "cpu")
-            self.register_buffer(name, placed, persistent=False)
+            # As integers, which nothing casts.
+            self.dense_bits = torch.from_numpy(book.dense).view(torch.int32)
+        self._bits_on = torch.device("cpu")
+        self._place(self.alpha.device)
+
+    def _place(self, device: torch.device) -> None:
+        """Moves the codebook's bits. They stay where they are while the module is on meta: whoever
+        puts parameters in place one by one does not know of them."""
+        if device == self._bits_on or device.type == "meta":
+            return
+        for name in _BITS:
+            bits = getattr(self, name)
+            if bits is not None:
+                setattr(self, name, bits.to(device))
+        self._bits_on = device
 
     @property
     def in_features(self) -> int:
@@ -110,15 +214,15 @@ class FixedClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., C] for features x [..., N]."""
-        return self._head(x, _LOGITS, None)
+        return _map(x, *self._operands(x), _LOGITS, None)
 
     def predict_proba(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Softmax probabilities [..., C], computed in float32; dtype: x's (default) or float32."""
-        return self._head(x, _SOFTMAX, dtype)
+        return _map(x, *self._operands(x), _SOFTMAX, dtype)
 
     def predict_log_proba(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Log-softmax [..., C], computed in float32; dtype: x's (default) or float32."""
-        return self._head(x, _LOG_SOFTMAX, dtype)
+        return _map(x, *self._operands(x), _LOG_SOFTMAX, dtype)
 
     def topk(
         self,
@@ -140,7 +244,7 @@ class FixedClassifier(nn.Module):
         inputs, mask = self._inputs(x), _packed(allowed)
         if self.dense_bits is None:
             return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, mask=mask)
-        z = self._dense_logits(x, mask)
+        z = self._masked_logits(x, mask)
         if not 1 <= k <= min(self.num_classes, 1024):
             raise ValueError(f"k is {k}, expected 1 to {min(self.num_classes, 1024)}")
         logsumexp = z.logsumexp(-1)
@@ -153,7 +257,7 @@ class FixedClassifier(nn.Module):
         inputs, mask = self._inputs(x), _packed(allowed)
         if self.dense_bits is None:
             return ops.head_argmax(*inputs, mask=mask)
-        return self._dense_logits(x, mask).sort(dim=-1, descending=True, stable=True)[1][..., 0]
+        return self._masked_logits(x, mask).sort(dim=-1, descending=True, stable=True)[1][..., 0]
 
     def log_prob(self, x: Tensor, ids: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities at the classes ids, int64 [...] or [..., M]."""
@@ -162,7 +266,7 @@ class FixedClassifier(nn.Module):
             return ops.head_logprob(*inputs, ids, mask=mask)[0]
         self._check_classes("ids", ids, x)
         wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
-        return self._dense_logits(x, mask).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
+        return self._masked_logits(x, mask).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
 
     def sample(
         self,
@@ -175,9 +279,11 @@ class FixedClassifier(nn.Module):
         generator gives each row a seed; a row's sample depends on its features and seed alone."""
         inputs, mask = self._inputs(x), _packed(allowed)
         if self.dense_bits is None:
-            seeds = torch.randint(2**63 - 1, x.shape[:-1], generator=generator, device=x.device)
+            # A generator, None too, and a batch of any size don't go together in torch.export.
+            options: dict[str, Any] = {} if generator is None else {"generator": generator}
+            seeds = torch.randint(2**63 - 1, x.shape[:-1], device=x.device, **options)
             return ops.head_sample(*inputs, seeds, mask=mask)
-        p = self._dense_logits(x, mask).softmax(-1)
+        p = self._masked_logits(x, mask).softmax(-1)
         drawn = torch.multinomial(p.reshape(-1, self.num_classes), 1, generator=generator)
         return drawn.reshape(x.shape[:-1])
 
@@ -201,7 +307,7 @@ class FixedClassifier(nn.Module):
                 raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 to 1")
             self._check_classes("target", target, x, ignore_index)
             return nn.functional.cross_entropy(
-                self._dense_logits(x, None).reshape(-1, self.num_classes),
+                self._masked_logits(x, None).reshape(-1, self.num_classes),
                 target.flatten(),
                 ignore_index=ignore_index,
                 label_smoothing=label_smoothing,
@@ -215,41 +321,51 @@ class FixedClassifier(nn.Module):
         total = losses.sum()
         return total if reduction == "sum" else total / (target != ignore_index).sum()
 
+    def _operands(
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[int]]:
+        """α, the bias, the codebook's bits where x is, and its integers."""
+        # nn.Module finds self.alpha and self.bias in 0.5 us each, and the kernel needs 1 us; but
+        # parametrisations, pruning and replicas keep them elsewhere.
+        parameters = self._parameters
+        alpha = parameters.get("alpha")
+        if alpha is None:
+            alpha = self.alpha
+        bias = parameters.get("bias")
+        if bias is None:
+            bias = self.bias
+        if self._buffers["_extra_state"] is not None:
+            self._adopt_identity()
+        base, signs, dense_bits = self.base, self.signs, self.dense_bits
+        # A torch.fx proxy has no device to compare.
+        if isinstance(x, Tensor) and x.device != self._bits_on:
+            if x.is_meta:
+                base, signs, dense_bits = (
+                    None if bits is None else bits.to(x.device)
+                    for bits in (base, signs, dense_bits)
+                )
+            elif alpha.device == x.device:
+                self._place(x.device)
+                base, signs, dense_bits = self.base, self.signs, self.dense_bits
+        return alpha, bias, base, signs, dense_bits, self._geometry
+
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, ops.CodebookArguments]:
-        """What every operator takes first, in the accumulation dtype."""
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        bias = None if self.bias is None else self.bias.to(exact)
-        codebook = ops.CodebookArguments(self.base, self.signs, self._geometry)
-        return x, self.alpha.to(exact), bias, codebook
-
-    def _head(self, x: Tensor, epilogue: int, dtype: torch.dtype | None) -> Tensor:
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # Not self.alpha and so on: nn.Module finds each of them in 0.5 us, the kernel needs 1 us.
-        parameters, buffers = self._parameters, self._buffers
-        alpha = parameters["alpha"] if "alpha" in parameters else buffers["alpha"]
-        assert alpha is not None
-        if alpha.dtype != exact:
-            alpha = alpha.to(exact)
-        bias: Tensor | None = parameters["bias"]
-        if bias is not None and bias.dtype != exact:
-            bias = bias.to(exact)
-        if buffers["dense_bits"] is not None:
-            return self._dense_head(x, epilogue, dtype)
-        result: Tensor = backends.operators.head.default(
-            x, alpha, bias, buffers["base"], buffers["signs"], self._geometry, True, epilogue, dtype
+        """What every reduction takes first, in the accumulation dtype."""
+        alpha, bias, base, signs, _, geometry = self._operands(x)
+        exact = _exact(x)
+        return (
+            x,
+            alpha.to(exact),
+            None if bias is None else bias.to(exact),
+            ops.CodebookArguments(base, signs, geometry),
         )
-        return result
 
-    def _dense_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Codebooks that are no Hadamard matrix run as a dense product."""
-        assert self.dense_bits is not None
-        _, alpha, bias, _ = self._inputs(x)
-        if x.dtype == torch.uint8:
-            x = ops.unpack_signs(x, self.in_features)
-        unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
-        w = self.dense_bits.view(torch.float32).to(alpha.dtype)
-        z = alpha / math.sqrt(self.in_features) * nn.functional.linear(unit, w)
-        z = z if bias is None else z + bias
+    def _masked_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Of a dense codebook."""
+        alpha, bias, _, _, dense_bits, _ = self._operands(x)
+        assert dense_bits is not None
+        exact = _exact(x)
+        z = _dense_logits(x, alpha.to(exact), None if bias is None else bias.to(exact), dense_bits)
         if mask is not None:
             self._check_mask(mask, x)
             z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
@@ -290,22 +406,17 @@ class FixedClassifier(nn.Module):
             row = int((~any_allowed).nonzero()[0])
             raise ValueError(f"mask allows no class in row {row}, expected at least one")
 
-    def _dense_head(self, x: Tensor, epilogue: int, dtype: torch.dtype | None) -> Tensor:
-        z = self._dense_logits(x, None)
-        if epilogue == _SOFTMAX:
-            z = z.softmax(-1)
-        elif epilogue == _LOG_SOFTMAX:
-            z = z.log_softmax(-1)
-        return z.to(dtype or (x.dtype if x.is_floating_point() else z.dtype))
+    # State.
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps(self.codebook.identity())
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        text = json.dumps(self.codebook.identity()).ljust(_IDENTITY_BYTES)
+        return torch.tensor(list(text.encode()), dtype=torch.float32)
 
     def set_extra_state(self, state: Tensor) -> None:
         try:
-            identity = dict(json.loads(bytes(state.tolist()).decode()).items())
-        except (AttributeError, TypeError, ValueError) as error:
+            text = bytes(round(byte) for byte in state.detach().double().tolist())
+            identity = dict(json.loads(text.decode()).items())
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 "the state_dict's codebook identity is not the JSON that FixedClassifier writes"
             ) from error
@@ -318,14 +429,73 @@ class FixedClassifier(nn.Module):
         book = self.codebook
         if identity != book.identity():
             book = from_identity(identity, book.dense if identity.get("kind") == "matrix" else None)
-        self._set_codebook(book, self.alpha.device)
+            self._set_codebook(book)
+
+    @property
+    def _extra_state(self) -> Tensor:
+        """Read by accelerate and transformers, which find nothing else of this name."""
+        return self.get_extra_state()
+
+    def _adopt_identity(self) -> None:
+        """What accelerate has put among the buffers."""
+        state = self._buffers["_extra_state"]
+        self._buffers["_extra_state"] = None
+        if state is None:
+            return
+        if state.is_meta:
+            warnings.warn(
+                "the codebook's identity was left on the disk: that this FixedClassifier has the "
+                "codebook of its checkpoint was not checked",
+                stacklevel=3,
+            )
+        else:
+            self.set_extra_state(state)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a file lacks transformers sets to empty memory.
+        if name != "_extra_state":
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        alpha = state_dict.get(f"{prefix}alpha")
+        if isinstance(alpha, Tensor) and alpha.dim() == 0:
+            state_dict[f"{prefix}alpha"] = alpha.reshape(1)  # as older versions had it
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """transformers asks this before it initialises what a file lacked, and knows Linear and the
+        like only: parameters that it has put in the place of meta ones get their start here."""
+        if self._unset and not self.alpha.is_meta:
+            self._unset = False
+            with torch.no_grad():
+                for parameter, start in ((self.alpha, self._start), (self.bias, 0.0)):
+                    if parameter is not None and not hasattr(parameter, "_is_hf_initialized"):
+                        parameter.fill_(start)
+        return bool(self.__dict__.get("_hf_initialized", False))
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        self.__dict__["_hf_initialized"] = value
+
+    @_is_hf_initialized.deleter
+    def _is_hf_initialized(self) -> None:
+        self.__dict__.pop("_hf_initialized", None)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FixedClassifier:
         from_meta = self.alpha.is_meta
         super()._apply(fn, recurse)
+        self._place(self.alpha.device)
         if from_meta and not self.alpha.is_meta:
-            self._set_codebook(self.codebook, self.alpha.device)  # to_empty() left its bits unset
+            self.reset_parameters()  # to_empty() left them unset
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _BITS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_codebook(self.codebook)
 
     def extra_repr(self) -> str:
         return (
@@ -334,11 +504,14 @@ class FixedClassifier(nn.Module):
         )
 
 
+_BITS = ("base", "signs", "dense_bits")
+
+
 def _packed(allowed: Tensor | None) -> Tensor | None:
     return allowed if allowed is None or allowed.dtype == torch.uint8 else ops.pack_mask(allowed)
 
 
-def _resolve(kind: str | Codebook, in_features: int, num_classes: int) -> Codebook:
+def _resolve(kind: str | Codebook, in_features: int, num_classes: int | None) -> Codebook:
     if not isinstance(kind, Codebook):
         return codebook(in_features, num_classes, kind)
     if (kind.in_features, kind.num_classes) != (in_features, num_classes):

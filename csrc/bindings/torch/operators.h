@@ -6,7 +6,7 @@
 //   static AtenDevice of(const Tensor&)           the device of a tensor
 //   explicit Device(const Tensor& x)              made before anything else of a call
 //   void set_alpha(HeadProblem&, const Tensor&)   checked: one element of the right dtype
-//   Status transform(...), head(...), adjoint(...), nll_backward(...)
+//   Status transform(...), head(...), adjoint(...), reduction_backward(...)
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -421,44 +421,42 @@ struct Operators {
     return {loss, logsumexp};
   }
 
-  // One element a row, as head_nll made them.
-  static const void* column_of(const Tensor& tensor, const char* name,
-                               const fixclf::HeadProblem& p) {
+  // [..., M] or [...] exact, as many elements as the ids or the rows have.
+  static const void* gradient_of(const Tensor& tensor, const char* name,
+                                 const fixclf::HeadProblem& p, int64_t each) {
     check_device<Device>(tensor, name);
     const DType expected = accumulation_dtype(p.x.dtype);
     if (dtype_of(tensor.scalar_type(), name) != expected || !tensor.is_contiguous() ||
-        tensor.numel() != p.x.rows)
+        tensor.numel() != p.x.rows * each)
       fail(std::string(name) + " has " + std::to_string(tensor.numel()) + " elements of " +
            torch::headeronly::toString(tensor.scalar_type()) + ", expected " +
-           std::to_string(p.x.rows) + " contiguous ones of " + name_of(expected));
+           std::to_string(p.x.rows * each) + " contiguous ones of " + name_of(expected));
     return tensor.const_data_ptr();
   }
 
-  static std::tuple<Tensor, Tensor> head_nll_backward(Tensor grad, Tensor logsumexp, Tensor x,
-                                                      Tensor alpha, Bits bias, Bits base,
-                                                      Bits signs, std::vector<int64_t> geometry,
-                                                      bool normalize, Tensor target,
-                                                      int64_t ignore_index,
-                                                      double label_smoothing) {
+  static std::tuple<Tensor, Tensor> head_reduction_backward(
+      Tensor softmax_grad, Tensor ids_grad, std::optional<Tensor> uniform_grad, Tensor logsumexp,
+      Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs, std::vector<int64_t> geometry,
+      bool normalize, Tensor ids, Bits mask) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
-    fixclf::NllBackwardProblem problem_{problem(device, rows, alpha, bias, base, signs, geometry,
-                                                normalize, fixclf::Epilogue::kNll),
-                                        nullptr,
-                                        {},
-                                        nullptr};
-    fixclf::HeadProblem& p = problem_.head;
-    set_ids(p, target, "target", rows, true);
-    p.ignore_index = ignore_index;
-    p.label_smoothing = label_smoothing;
-    problem_.grad = column_of(grad, "grad", p);
-    p.logsumexp = const_cast<void*>(column_of(logsumexp, "logsumexp", p));
+    fixclf::ReductionBackwardProblem whole{};
+    fixclf::HeadProblem& p = whole.head;
+    p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
+                fixclf::Epilogue::kLogProb);
+    set_mask(p, mask, rows);
+    set_ids(p, ids, "ids", rows, false);
+    if (mask && uniform_grad) fail("uniform_grad is given, expected none with a mask");
+    whole.softmax_grad = gradient_of(softmax_grad, "softmax_grad", p, 1);
+    whole.ids_grad = gradient_of(ids_grad, "ids_grad", p, p.ids_per_row);
+    if (uniform_grad) whole.uniform_grad = gradient_of(*uniform_grad, "uniform_grad", p, 1);
+    p.logsumexp = const_cast<void*>(gradient_of(logsumexp, "logsumexp", p, 1));
     Tensor projected = empty_rows(rows, p.codebook.features, exact(p.x.dtype));
-    problem_.projected = output(projected);
+    whole.projected = output(projected);
     Tensor bias_grad = torch::stable::new_empty(
         projected, {bias ? p.codebook.class_end - p.codebook.class_begin : 0});
-    if (bias) problem_.bias_grad = bias_grad.mutable_data_ptr();
-    check(device.nll_backward(problem_));
+    if (bias) whole.bias_grad = bias_grad.mutable_data_ptr();
+    check(device.reduction_backward(whole));
     return {projected, bias_grad};
   }
 
@@ -484,7 +482,7 @@ struct Operators {
     m.impl("head_sample", TORCH_BOX(&head_sample));
     m.impl("head_logprob", TORCH_BOX(&head_logprob));
     m.impl("head_nll", TORCH_BOX(&head_nll));
-    m.impl("head_nll_backward", TORCH_BOX(&head_nll_backward));
+    m.impl("head_reduction_backward", TORCH_BOX(&head_reduction_backward));
     m.impl("project_adjoint", TORCH_BOX(&project_adjoint));
   }
 };

@@ -30,8 +30,8 @@ struct Cpu {
   Status adjoint(const fixclf::AdjointProblem& p) {
     return fixclf::cpu::adjoint(p, torch_threads());
   }
-  Status nll_backward(const fixclf::NllBackwardProblem& p) {
-    return fixclf::cpu::nll_backward(p, torch_threads());
+  Status reduction_backward(const fixclf::ReductionBackwardProblem& p) {
+    return fixclf::cpu::reduction_backward(p, torch_threads());
   }
 };
 
@@ -51,8 +51,9 @@ STABLE_TORCH_LIBRARY(fixclf, m) {
   m.def("head_logprob(" FIXCLF_HEAD ", Tensor ids, Tensor? mask=None) -> (Tensor, Tensor, Tensor)");
   m.def("head_nll(" FIXCLF_HEAD
         ", Tensor target, int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor)");
-  m.def("head_nll_backward(Tensor grad, Tensor logsumexp, " FIXCLF_HEAD
-        ", Tensor target, int ignore_index, float label_smoothing) -> (Tensor, Tensor)");
+  m.def(
+      "head_reduction_backward(Tensor softmax_grad, Tensor ids_grad, Tensor? uniform_grad, "
+      "Tensor logsumexp, " FIXCLF_HEAD ", Tensor ids, Tensor? mask=None) -> (Tensor, Tensor)");
   m.def("project_adjoint(Tensor g, Tensor? base, Tensor? signs, int[] geometry) -> Tensor");
 }
 

@@ -34,8 +34,8 @@ class Cuda {
   Status adjoint(const fixclf::AdjointProblem& p) {
     return fixclf::cuda::adjoint(p, workspace(), stream_);
   }
-  Status nll_backward(const fixclf::NllBackwardProblem& p) {
-    return fixclf::cuda::nll_backward(p, alpha_, workspace(), stream_);
+  Status reduction_backward(const fixclf::ReductionBackwardProblem& p) {
+    return fixclf::cuda::reduction_backward(p, alpha_, workspace(), stream_);
   }
 
  private:

@@ -33,10 +33,10 @@ struct Emulated {
     Buffer alpha = exact(p);
     return cuda::head(p, alpha.data(), memory.workspace(), nullptr);
   }
-  Status operator()(const NllBackwardProblem& p) const {
+  Status operator()(const ReductionBackwardProblem& p) const {
     Memory memory;
     Buffer alpha = exact(p.head);
-    return cuda::nll_backward(p, alpha.data(), memory.workspace(), nullptr);
+    return cuda::reduction_backward(p, alpha.data(), memory.workspace(), nullptr);
   }
   Status operator()(const AdjointProblem& p) const {
     Memory memory;
@@ -218,7 +218,7 @@ int main(int argc, char** argv) {
     test_reductions(run);
     test_adjoint(run);
     test_transform(run);
-    test_nll_backward(run, 20);
+    test_reduction_backward(run, 20);
   }
   test_extreme_rows(run);
   for (int i = 0; i < rounds / 5; ++i) test_chunks();

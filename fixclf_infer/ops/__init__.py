@@ -1,0 +1,60 @@
+"""`torch.ops.fixclf.*`: loads the operators, gives them fake kernels and derivatives.
+
+    hadamard_transform(x, scale)                    y = scale · H x
+    head(<head>, epilogue, dtype)                   [..., C]: logits, softmax, …
+    head_topk(<head>, k, log_probabilities, mask)   values, indices, logsumexp
+    head_argmax(<head>, mask)                       indices
+    head_sample(<head>, seeds, mask)                indices drawn from the softmax
+    head_logprob(<head>, ids, mask)                 log-probabilities, logits, logsumexp
+    head_nll(<head>, target, …)                     losses, logsumexp
+    project_adjoint(g, <codebook>)                  u = Wᵀ g
+
+<head> stands for x, α, bias, <codebook>, normalize; <codebook> for base, signs and geometry, as
+`codebook_arguments` makes them. All but the first keep no [..., C] array, neither forward nor
+backward. The functions of these names in this package also run under `torch.func`.
+"""
+
+from .. import backends
+from ..epilogue import Epilogue
+from ..loader import load_torch_library
+
+load_torch_library()
+backends.register_operators()
+
+from . import derivatives  # noqa: E402
+from .bits import (  # noqa: E402
+    CodebookArguments,
+    Geometry,
+    codebook_arguments,
+    pack_mask,
+    pack_signs,
+    unpack_signs,
+)
+from .calls import (  # noqa: E402
+    hadamard_transform,
+    head,
+    head_argmax,
+    head_logprob,
+    head_nll,
+    head_sample,
+    head_topk,
+)
+
+derivatives.register("fixclf")
+
+__all__ = [
+    "CodebookArguments",
+    "Epilogue",
+    "Geometry",
+    "codebook_arguments",
+    "hadamard_transform",
+    "head",
+    "head_argmax",
+    "head_logprob",
+    "head_nll",
+    "head_sample",
+    "head_topk",
+    "pack_mask",
+    "pack_signs",
+    "unpack_signs",
+]

@@ -1,0 +1,585 @@
+"""Derivatives of the operators, in reverse and in forward mode, and under `torch.func`.
+
+Each differentiable operator has a `torch.autograd.Function` here, whose first argument is the
+namespace that its derivatives take their operators from (`torch.ops.fixclf`, or another backend's),
+followed by the operator's own. A call of the operator itself arrives here by its Autograd key, one
+of `calls` under a transform of `torch.func` directly.
+
+With x̂ = x / max(‖x‖, 1e-12), s = 1/√N (without normalisation x̂ = x, s = 1) and z = α s W x̂ + b:
+
+    backward  u = s Wᵀ dz,  dα = Σ ⟨x̂, u⟩,  db = Σ dz,  dx = J α u,  J = (I − x̂ x̂ᵀ) / ‖x‖
+    forward   ż = s W (α J ẋ + α̇ x̂) + ḃ
+
+No dense matrix appears; what a reduction derives needs no array of [B, C] either, except ḃ in
+forward mode. `head` and the transform can be differentiated any number of times, reductions once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from ..epilogue import Epilogue
+from .bits import Geometry, unpack_signs
+from .shapes import accumulation
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def under_transforms() -> bool:
+    """Whether a transform of `torch.func` is active: an operator's own call would miss it."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def _run(operator: Any, *arguments: Any) -> Any:
+    """The operator without its derivative."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.default(*arguments)
+
+
+def _vmap(function: Any, rows: tuple[int, ...], info: Any, in_dims: Any, arguments: Any) -> Any:
+    """The rule of `torch.vmap`. `rows`: places of tensors [..., columns], whose dimensions but the
+    last are rows: one more of them is no work. A mapped α or bias takes a loop."""
+    mapped = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
+    if all(i in rows for i in mapped):
+        whole = list(arguments)
+        for i in rows:
+            if i in mapped:
+                whole[i] = arguments[i].movedim(in_dims[i], 0).contiguous()
+            elif isinstance(arguments[i], Tensor):
+                whole[i] = arguments[i].expand(info.batch_size, *arguments[i].shape).contiguous()
+        result = function.apply(*whole)
+    else:
+        each = [
+            function.apply(
+                *(
+                    argument.select(dim, i) if isinstance(dim, int) else argument
+                    for argument, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(each[0], Tensor):
+            result = torch.stack(each)
+        else:
+            result = tuple(map(torch.stack, zip(*each, strict=True)))
+    return result, 0 if isinstance(result, Tensor) else (0,) * len(result)
+
+
+class _Directions:
+    """x̂ of features x, [..., N] in the accumulation dtype, and J, which is symmetric: the same
+    product takes a tangent forward and a gradient back."""
+
+    def __init__(self, x: Tensor, geometry: list[int], normalize: bool) -> None:
+        features = Geometry(*geometry).in_features
+        exact = accumulation(x.dtype)
+        self.normalize = normalize
+        self.scale = 1 / math.sqrt(features) if normalize else 1.0
+        self.unit = unpack_signs(x, features) if x.dtype == torch.uint8 else x.to(exact)
+        if normalize:
+            # The norm of the row divided by its largest element neither over- nor underflows; it
+            # is at least 1 unless the row is so small that eps replaces the norm.
+            self.top = self.unit.detach().abs().amax(-1, keepdim=True).clamp_min(1e-30)
+            scaled = self.unit / self.top
+            self.length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1)
+            self.large = self.top * self.length > 1e-12
+            self.unit = torch.where(self.large, scaled / self.length, self.unit / 1e-12)
+
+    def jacobian(self, v: Tensor) -> Tensor:
+        if not self.normalize:
+            return v
+        radial = self.unit * (self.unit * v).sum(-1, keepdim=True)
+        return torch.where(self.large, (v - radial) / self.length / self.top, v / 1e-12)
+
+    def tangent(self, alpha: Tensor, dx: Tensor | None, dalpha: Tensor | None) -> Tensor:
+        """v with ż = s W v + ḃ."""
+        v = torch.zeros_like(self.unit)
+        if dx is not None:
+            v = v + alpha.reshape(()) * self.jacobian(dx.to(v.dtype))
+        if dalpha is not None:
+            v = v + dalpha.reshape(()) * self.unit
+        return v
+
+
+def _input_gradients(
+    x: Tensor, alpha: Tensor, projected: Tensor, geometry: list[int], normalize: bool, wanted: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx and dα (where wanted[0], wanted[1]) from Wᵀ dz."""
+    directions = _Directions(x, geometry, normalize)
+    u = projected * directions.scale
+    dx = dalpha = None
+    if wanted[0]:
+        dx = directions.jacobian(alpha.reshape(()) * u).to(x.dtype)
+    if wanted[1]:
+        dalpha = (directions.unit * u).sum().reshape(alpha.shape)
+    return dx, dalpha
+
+
+class Transform(Function):
+    """H is symmetric and the transform linear."""
+
+    @staticmethod
+    def forward(operators: Any, x: Tensor, scale: float) -> Tensor:
+        result: Tensor = _run(operators.hadamard_transform, x, scale)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operators, _, ctx.scale = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        return None, Transform.apply(ctx.operators, grad.contiguous(), ctx.scale), None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dx: Tensor, *others: None) -> Tensor:
+        result: Tensor = Transform.apply(ctx.operators, dx.contiguous(), ctx.scale)
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(Transform, (1,), info, in_dims, arguments)
+
+
+class Adjoint(Function):
+    """Linear in g; the adjoint of the adjoint is the projection."""
+
+    @staticmethod
+    def forward(
+        operators: Any, g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]
+    ) -> Tensor:
+        result: Tensor = _run(operators.project_adjoint, g, base, signs, geometry)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operators, g, base, signs, ctx.geometry = inputs
+        ctx.dtype = g.dtype
+        ctx.save_for_backward(base, signs)
+        ctx.save_for_forward(base, signs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        base, signs = ctx.saved_tensors
+        dg = _product(ctx.operators, grad, 1.0, base, signs, ctx.geometry)
+        return (None, dg.to(ctx.dtype), *[None] * 3)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dg: Tensor, *others: None) -> Tensor:
+        base, signs = ctx.saved_tensors
+        result: Tensor = Adjoint.apply(ctx.operators, dg.contiguous(), base, signs, ctx.geometry)
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(Adjoint, (1,), info, in_dims, arguments)
+
+
+def _product(
+    operators: Any,
+    v: Tensor,
+    scale: float,
+    base: Tensor | None,
+    signs: Tensor | None,
+    geometry: list[int],
+) -> Tensor:
+    """scale · W v, differentiable."""
+    alpha = torch.full((), scale, dtype=v.dtype, device=v.device)
+    result: Tensor = Head.apply(
+        operators, v.contiguous(), alpha, None, base, signs, geometry, False, _LOGITS, None
+    )
+    return result
+
+
+_LOGITS = int(Epilogue.LOGITS)
+
+
+def _along_classes(out: Tensor, tangent: Tensor, epilogue: int) -> Tensor:
+    """The derivative of an epilogue with output `out` in the direction of logits `tangent`, in the
+    accumulation dtype."""
+    exact = accumulation(out.dtype)
+    out, tangent = out.to(exact), tangent.to(exact)
+    if epilogue == Epilogue.SOFTMAX:
+        return out * (tangent - (tangent * out).sum(-1, keepdim=True))
+    if epilogue == Epilogue.LOG_SOFTMAX:
+        return tangent - (tangent * out.exp()).sum(-1, keepdim=True)
+    if epilogue == Epilogue.SIGMOID:
+        return tangent * out * (1 - out)
+    return tangent
+
+
+def _back_to_logits(out: Tensor, grad: Tensor, epilogue: int) -> Tensor:
+    """The transpose of `_along_classes`, which only log-softmax's differs from."""
+    if epilogue == Epilogue.LOG_SOFTMAX:
+        exact = accumulation(out.dtype)
+        out, grad = out.to(exact), grad.to(exact)
+        return grad - out.exp() * grad.sum(-1, keepdim=True)
+    return _along_classes(out, grad, epilogue)
+
+
+class Head(Function):
+    """One value a class; the derivative of the epilogue needs its output only."""
+
+    @staticmethod
+    def forward(operators: Any, *arguments: Any) -> Tensor:
+        result: Tensor = _run(operators.head, *arguments)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operators, x, alpha, _, base, signs, ctx.geometry, ctx.normalize = inputs[:8]
+        ctx.epilogue = inputs[8]
+        saved = (x, alpha, base, signs, None if ctx.epilogue == Epilogue.LOGITS else output)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.dtype = output.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        x, alpha, base, signs, output = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:4]
+        if output is not None:
+            grad = _back_to_logits(output, grad, ctx.epilogue)
+        dz = grad.to(accumulation(x.dtype)).contiguous()
+        dx = dalpha = dbias = None
+        if wanted[0] or wanted[1]:
+            projected = Adjoint.apply(ctx.operators, dz, base, signs, ctx.geometry)
+            dx, dalpha = _input_gradients(x, alpha, projected, ctx.geometry, ctx.normalize, wanted)
+        if wanted[2]:
+            dbias = dz.reshape(-1, dz.shape[-1]).sum(0)
+        return (None, dx, dalpha, dbias, *[None] * 6)
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        _: None,
+        dx: Tensor | None,
+        dalpha: Tensor | None,
+        dbias: Tensor | None,
+        *others: None,
+    ) -> Tensor:
+        x, alpha, base, signs, output = ctx.saved_tensors
+        directions = _Directions(x, ctx.geometry, ctx.normalize)
+        v = directions.tangent(alpha, dx, dalpha)
+        dz = _product(ctx.operators, v, directions.scale, base, signs, ctx.geometry)
+        if dbias is not None:
+            dz = dz + dbias
+        if output is not None:
+            dz = _along_classes(output, dz, ctx.epilogue)
+        return dz.to(ctx.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(Head, (1,), info, in_dims, arguments)
+
+
+class ReductionBackward(Function):
+    """The backward pass of a reduction, which has no derivative of its own."""
+
+    @staticmethod
+    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _run(operators.head_reduction_backward, *arguments)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(
+            "top-k, log-probabilities and the loss have no second derivative; use head and torch's "
+            "own functions of its logits"
+        )
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        # The gradient of the bias is a sum over the rows, which with a bias must stay apart.
+        rows = (1, 2, 3, 4, 5, 12, 13) if arguments[7] is None else ()
+        (projected, bias), dims = _vmap(ReductionBackward, rows, info, in_dims, arguments)
+        if rows:
+            bias = bias.expand(info.batch_size, *bias.shape)
+        return (projected, bias), dims
+
+
+class _Reduction:
+    """What a reduction saves, and its derivatives from those of the values at ids, of the logsumexp
+    and of the sum of the logits."""
+
+    def __init__(self, ctx: Any) -> None:
+        (self.x, self.alpha, self.bias, self.base, self.signs, self.ids, self.mask) = (
+            ctx.saved_tensors[:7]
+        )
+        self.logsumexp = ctx.saved_tensors[7]
+        self.operators, self.geometry, self.normalize = ctx.operators, ctx.geometry, ctx.normalize
+        self.wanted = ctx.needs_input_grad[1:4]
+
+    @staticmethod
+    def save(
+        ctx: Any, inputs: tuple[Any, ...], ids: Tensor, mask: Tensor | None, logsumexp: Tensor
+    ) -> None:
+        ctx.operators, x, alpha, bias, base, signs, ctx.geometry, ctx.normalize = inputs[:8]
+        saved = (x, alpha, bias, base, signs, ids, mask, logsumexp)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @property
+    def classes(self) -> int:
+        book = Geometry(*self.geometry)
+        return book.class_end - book.class_begin
+
+    def _backward(self, softmax: Tensor, at_ids: Tensor, uniform: Tensor | None) -> Any:
+        return ReductionBackward.apply(
+            self.operators,
+            softmax.contiguous(),
+            at_ids.contiguous(),
+            None if uniform is None else uniform.contiguous(),
+            self.logsumexp,
+            self.x,
+            self.alpha,
+            self.bias,
+            self.base,
+            self.signs,
+            self.geometry,
+            self.normalize,
+            self.ids,
+            self.mask,
+        )
+
+    def gradients(
+        self, softmax: Tensor, at_ids: Tensor, uniform: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of x, α and the bias for dz_i = softmax p_i + Σ_{ids_m = i} at_ids_m + uniform."""
+        projected, dbias = self._backward(softmax, at_ids, uniform)
+        if under_transforms():
+            dx, dalpha = self._inputs(self.x, projected)
+        else:
+            dx, dalpha = self._in_parts(projected)
+        return (
+            dx if self.wanted[0] else None,
+            dalpha if self.wanted[1] else None,
+            dbias if self.wanted[2] else None,
+        )
+
+    def _inputs(self, x: Tensor, projected: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return _input_gradients(
+            x, self.alpha, projected, self.geometry, self.normalize, self.wanted
+        )
+
+    def _in_parts(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """A few rows at a time, and dx in the place of the projection: the temporaries of a whole
+        batch would outweigh all else. Many classes take so long a row that calls for few rows do
+        not count; a GPU waits for each call."""
+        total = torch.zeros_like(self.alpha)
+        features = self.x.reshape(-1, self.x.shape[-1])
+        parts = projected.view(-1, projected.shape[-1])
+        least = 16 if self.x.device.type == "cpu" else 1024
+        step = max(least, 2**19 // self.classes)
+        for i in range(0, len(parts), step):
+            part = parts[i : i + step]
+            dx, dalpha = self._inputs(features[i : i + step], part)
+            if dx is not None:
+                part.copy_(dx)
+            if dalpha is not None:
+                total = total + dalpha
+        return projected.to(self.x.dtype), total
+
+    def tangents(
+        self, dx: Tensor | None, dalpha: Tensor | None, dbias: Tensor | None, mean: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the logits at ids (0 where they are forbidden), of the logsumexp, and of the mean of
+        the logits if asked for."""
+        directions = _Directions(self.x, self.geometry, self.normalize)
+        v = directions.tangent(self.alpha, dx, dalpha).contiguous()
+        book = (self.base, self.signs, self.geometry)
+        s = torch.full((), directions.scale, dtype=v.dtype, device=v.device)
+        inside = self.ids.clamp(0, self.classes - 1)
+        forward = LogProb.apply(self.operators, v, s, None, *book, False, inside, None)
+        at_ids = forward[1]
+        # ⟨p, W v⟩ = ⟨Wᵀ p, v⟩
+        one, none = torch.ones_like(self.logsumexp), torch.zeros_like(at_ids)
+        projected, _ = self._backward(one, none, None)
+        lse = directions.scale * (projected * v).sum(-1)
+        if dbias is not None:
+            at_ids = at_ids + dbias[inside]
+            logits = Head.apply(
+                self.operators,
+                self.x,
+                self.alpha,
+                self.bias,
+                *book,
+                self.normalize,
+                _LOGITS,
+                v.dtype if self.x.is_floating_point() else None,
+            )
+            p = (logits - self.logsumexp.unsqueeze(-1)).exp()
+            lse = lse + (p if self.mask is None else p * self._allowed()) @ dbias
+        if self.mask is not None:
+            at_ids = at_ids * self._allowed().expand(*self.x.shape[:-1], -1).gather(
+                -1, inside.reshape(*self.x.shape[:-1], -1)
+            ).reshape(at_ids.shape)
+        average = None
+        if mean:
+            ones = torch.full((1, self.classes), 1 / self.classes, dtype=v.dtype, device=v.device)
+            column = Adjoint.apply(self.operators, ones, *book)[0]
+            average = directions.scale * (v @ column)
+            if dbias is not None:
+                average = average + dbias.mean()
+        return at_ids, lse, average
+
+    def _allowed(self) -> Tensor:
+        """1 for the classes that take part, else 0: [C] or [..., C]."""
+        assert self.mask is not None
+        dtype = accumulation(self.x.dtype)
+        return (1 - unpack_signs(self.mask, self.classes, dtype)) / 2
+
+
+def _sum(grad: Tensor, like: Tensor) -> Tensor:
+    """Of the values of a row: over the last dimension, if there is one beyond the rows'."""
+    return grad.sum(-1) if grad.dim() > like.dim() else grad
+
+
+class TopK(Function):
+    """Values are logits, or log-probabilities, at the classes that were found."""
+
+    @staticmethod
+    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_topk, *arguments)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, indices, logsumexp = output
+        ctx.log = inputs[9]
+        _Reduction.save(ctx, inputs, indices, inputs[10], logsumexp)
+        ctx.mark_non_differentiable(indices)
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor, _: Tensor, dlse: Tensor) -> Gradients:
+        softmax = dlse - dvalues.sum(-1) if ctx.log else dlse
+        return (None, *_Reduction(ctx).gradients(softmax, dvalues), *[None] * 7)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, None, Tensor]:
+        values, lse, _mean = _Reduction(ctx).tangents(*tangents[:3])
+        return values - lse.unsqueeze(-1) if ctx.log else values, None, lse
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(TopK, (1, 10), info, in_dims, arguments)
+
+
+class LogProb(Function):
+    """Log-probabilities and logits at ids, and logsumexp."""
+
+    @staticmethod
+    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_logprob, *arguments)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _Reduction.save(ctx, inputs, inputs[8], inputs[9], output[2])
+
+    @staticmethod
+    def backward(ctx: Any, dlogprobs: Tensor, dlogits: Tensor, dlse: Tensor) -> Gradients:
+        softmax = dlse - _sum(dlogprobs, dlse)
+        return (None, *_Reduction(ctx).gradients(softmax, dlogprobs + dlogits), *[None] * 6)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
+        values, lse, _mean = _Reduction(ctx).tangents(*tangents[:3])
+        return values - (lse.unsqueeze(-1) if values.dim() > lse.dim() else lse), values, lse
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(LogProb, (1, 8, 9), info, in_dims, arguments)
+
+
+class Nll(Function):
+    """loss = logsumexp − (1 − ε) z_target − ε mean(z); both results are 0 for an ignored target."""
+
+    @staticmethod
+    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _run(operators.head_nll, *arguments)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        target, ctx.ignored, ctx.smoothing = inputs[8:]
+        _Reduction.save(ctx, inputs, target, None, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, dlse: Tensor) -> Gradients:
+        reduction = _Reduction(ctx)
+        counts = reduction.ids != ctx.ignored
+        dloss = torch.where(counts, dloss, 0)
+        uniform = -ctx.smoothing / reduction.classes * dloss if ctx.smoothing else None
+        softmax = dloss + torch.where(counts, dlse, 0)
+        target = (ctx.smoothing - 1) * dloss
+        return (None, *reduction.gradients(softmax, target, uniform), *[None] * 7)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor]:
+        reduction = _Reduction(ctx)
+        hit, lse, mean = reduction.tangents(*tangents[:3], mean=bool(ctx.smoothing))
+        loss = lse - (1 - ctx.smoothing) * hit
+        if mean is not None:
+            loss = loss - ctx.smoothing * mean
+        counts = reduction.ids != ctx.ignored
+        return torch.where(counts, loss, 0), torch.where(counts, lse, 0)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _vmap(Nll, (1, 8), info, in_dims, arguments)
+
+
+FUNCTIONS: dict[str, Any] = {
+    "hadamard_transform": Transform,
+    "head": Head,
+    "head_topk": TopK,
+    "head_logprob": LogProb,
+    "head_nll": Nll,
+    "head_reduction_backward": ReductionBackward,
+    "project_adjoint": Adjoint,
+}
+
+_registered: list[Any] = []  # a torch.library.Library unregisters when it is collected
+
+
+def _kernel(namespace: str, name: str, function: Any) -> Callable[..., Any]:
+    """What the Autograd key of an operator runs."""
+    operators = getattr(torch.ops, namespace)
+    operator = getattr(operators, name)
+    defaults = [a.default_value for a in operator.default._schema.arguments]
+
+    def run(*arguments: Any) -> Any:
+        tracked = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not tracked and forward_ad._current_level < 0:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.default(*arguments)
+        if under_transforms():
+            raise NotImplementedError(
+                f"torch.ops.{namespace}.{name} has no derivative under torch.func; call "
+                f"fixclf_infer.ops.{name}"
+            )
+        # The dispatcher leaves out what equals its default.
+        return function.apply(operators, *arguments, *defaults[len(arguments) :])
+
+    return run
+
+
+def register(namespace: str) -> None:
+    """Gives the operators of torch.ops.<namespace> their derivatives, by its own operators."""
+    library = torch.library.Library(namespace, "FRAGMENT")
+    for name, function in FUNCTIONS.items():
+        kernel = _kernel(namespace, name, function)
+        library.impl(name, kernel, "Autograd", allow_override=True)
+    _registered.append(library)

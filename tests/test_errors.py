@@ -102,9 +102,8 @@ TORCH_CASES = {
         "bias has 12 elements, expected one for each of 5 classes",
     ),
     "bias of no element": ({"bias": torch.ones(0)}, "bias has 0 elements, expected .* 12 classes"),
-    "bias a matrix": ({"bias": torch.ones(12, 1)}, "bias .*expected a contiguous vector"),
-    "bias a number": ({"bias": torch.tensor(1.0)}, "bias .*expected a contiguous vector"),
-    "bias strided": ({"bias": torch.ones(24)[::2]}, "bias .*expected a contiguous vector"),
+    "bias a matrix": ({"bias": torch.ones(12, 1)}, "bias .*expected one dimension"),
+    "bias a number": ({"bias": torch.tensor(1.0)}, "bias .*expected one dimension"),
     "bias in double": (
         {"bias": torch.ones(12).double()},
         "bias is float64, expected float32 for float32 features",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from .. import backends, ops
 from ..codebooks import Codebook, codebook, from_identity
@@ -89,7 +90,9 @@ def _dense_logits(x: Tensor, alpha: Tensor, bias: Tensor | None, dense_bits: Ten
     in_features = dense_bits.shape[1]
     if x.dtype == torch.uint8:
         x = ops.unpack_signs(x, in_features)
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    full = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
+    with full:  # whose float32 products autocast would round to bfloat16
         unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
         w = dense_bits.view(torch.float32).to(alpha.dtype)
         z = alpha / math.sqrt(in_features) * nn.functional.linear(unit, w)
@@ -437,18 +440,14 @@ class FixedClassifier(nn.Module):
         return self.get_extra_state()
 
     def _adopt_identity(self) -> None:
-        """What accelerate has put among the buffers."""
-        state = self._buffers["_extra_state"]
-        self._buffers["_extra_state"] = None
-        if state is None:
-            return
-        if state.is_meta:
-            warnings.warn(
-                "the codebook's identity was left on the disk: that this FixedClassifier has the "
-                "codebook of its checkpoint was not checked",
-                stacklevel=3,
-            )
-        else:
+        """Of what accelerate has put among the buffers, or left where its hook finds it."""
+        state, self._buffers["_extra_state"] = self._buffers["_extra_state"], None
+        hook = self.__dict__.get("_hf_hook")
+        for each in getattr(hook, "hooks", [hook]):
+            offloaded = getattr(each, "weights_map", None)
+            if offloaded is not None and "_extra_state" in offloaded:
+                state = offloaded["_extra_state"]
+        if state is not None and not state.is_meta:
             self.set_extra_state(state)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -243,9 +243,10 @@ struct Operators {
       fail(std::string("alpha is ") + name_of(dtype) + ", expected " + name_of(expected));
   }
 
-  // What every head shares; `rows` is x as as_rows makes it.
+  // What every head shares; `rows` is x as as_rows makes it. The problem refers to the tensors:
+  // `bias` becomes contiguous in its place.
   static fixclf::HeadProblem problem(Device& device, const Tensor& rows, const Tensor& alpha,
-                                     const Bits& bias, const Bits& base, const Bits& signs,
+                                     Bits& bias, const Bits& base, const Bits& signs,
                                      const std::vector<int64_t>& geometry, bool normalize,
                                      fixclf::Epilogue epilogue) {
     fixclf::HeadProblem p{};
@@ -255,9 +256,10 @@ struct Operators {
     device.set_alpha(p, alpha);
     if (bias) {
       check_device<Device>(*bias, "bias");
-      if (bias->dim() != 1 || !bias->is_contiguous())
-        fail("bias is a tensor of " + std::to_string(bias->dim()) + " dimension(s)" +
-             (bias->is_contiguous() ? "" : " with gaps") + ", expected a contiguous vector");
+      if (bias->dim() != 1)
+        fail("bias is a tensor of " + std::to_string(bias->dim()) +
+             " dimensions, expected one dimension");
+      if (!bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
       p.has_bias = true;
       p.bias = bias->const_data_ptr();
       p.bias_length = bias->numel();

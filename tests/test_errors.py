@@ -719,20 +719,31 @@ def test_reductions_of_modules(method: Any, message: str, kind: str) -> None:
 
 
 def test_backward_operator() -> None:
-    x, alpha, lse = torch.ones(2, 8), torch.tensor(2.0), torch.ones(2)
+    x, alpha, one = torch.ones(2, 8), torch.tensor(2.0), torch.ones(2)
     inputs = (x, alpha, None, *ops.codebook_arguments(BOOK), True)
-    backward, target = torch.ops.fixclf.head_nll_backward, torch.tensor([0, 1])
-    backward(lse, lse, *inputs, target, -100, 0.0)
-    for grad, saved, t, smoothing, message in (
-        (lse[:1], lse, target, 0.0, "grad has 1 elements of Float, expected 2 contiguous"),
-        (lse.double(), lse, target, 0.0, "grad has 2 elements of Double, expected 2 .* float32"),
-        (lse, lse[:1], target, 0.0, "logsumexp has 1 elements of Float, expected 2 contiguous"),
-        (lse, lse, target[:1], 0.0, r"target has shape \[1\], expected"),
-        (lse, lse, target + 11, 0.0, r"target\[1\] is 12, expected a class in \[0, 12\)"),
-        (lse, lse, target, 1.5, "label_smoothing is 1.5, expected 0 to 1"),
+    backward, ids = torch.ops.fixclf.head_reduction_backward, torch.tensor([0, 1])
+    mask = ops.pack_mask(torch.ones(12, dtype=torch.bool))
+    backward(one, one, one, one, *inputs, ids)
+    for a, b, c, lse, at, allowed, message in (
+        (one[:1], one, one, one, ids, None, "softmax_grad has 1 elements of Float, expected 2 con"),
+        (
+            one.double(),
+            one,
+            one,
+            one,
+            ids,
+            None,
+            "softmax_grad has 2 .* Double, expected 2 .* floa",
+        ),
+        (one, one[:1], one, one, ids, None, "ids_grad has 1 elements of Float, expected 2 contig"),
+        (one, one, one[:1], one, ids, None, "uniform_grad has 1 elements of Float, expected 2"),
+        (one, one, one, one[:1], ids, None, "logsumexp has 1 elements of Float, expected 2 cont"),
+        (one, one, one, one, ids[:1], None, r"ids has shape \[1\], expected"),
+        (one, one, one, one, ids, mask, "uniform_grad is given, expected none with a mask"),
+        (one, one, None, one, ids, mask[:1], "mask has rows of 1 bytes, expected 2"),
     ):
         with pytest.raises(TORCH_ERRORS, match=message):
-            backward(grad, saved, *inputs, t, -100, smoothing)
+            backward(a, b, c, lse, *inputs, at, allowed)
 
 
 # Python arguments.

@@ -904,8 +904,12 @@ def backward_op(book: Codebook, x: np.ndarray, target: np.ndarray, smoothing: fl
     features, alpha = to_torch(x), torch.tensor(6.0, dtype=dtype)
     bias = torch.zeros(book.num_classes, dtype=dtype)
     _, lse = ops.head_nll(features, alpha, bias, arguments, t, label_smoothing=smoothing)
-    inputs = (features, alpha, bias, *arguments, True, t, -100, smoothing)
-    got = torch.ops.fixclf.head_nll_backward(torch.ones_like(lse), lse, *inputs)
+    inputs = (features, alpha, bias, *arguments, True, t)
+    one = torch.ones_like(lse)
+    uniform = -smoothing / book.num_classes * one
+    got = torch.ops.fixclf.head_reduction_backward(
+        one, (smoothing - 1) * one, uniform, lse, *inputs
+    )
     return tuple(map(to_numpy, got))
 
 
@@ -1135,12 +1139,12 @@ def test_opcheck_of_the_backward_pass(bias: bool) -> None:
     book = VARIANTS["masked"]
     x, b = torch.randn(3, 30), torch.randn(150) if bias else None
     inputs = (x, torch.tensor(2.0), b, *ops.codebook_arguments(book), True)
+    op = torch.ops.fixclf.head_reduction_backward.default
     target = torch.tensor([0, 149, 7])
     _, lse = torch.ops.fixclf.head_nll(*inputs, target)
-    torch.library.opcheck(
-        torch.ops.fixclf.head_nll_backward.default,
-        (torch.rand(3), lse, *inputs, target, -100, 0.1),
-    )
+    torch.library.opcheck(op, (torch.rand(3), torch.rand(3), torch.rand(3), lse, *inputs, target))
+    ids, mask = torch.tensor([[0, 1], [149, 3], [7, 7]]), ops.pack_mask(torch.rand(3, 150) < 0.9)
+    torch.library.opcheck(op, (torch.rand(3), torch.rand(3, 2), None, lse, *inputs, ids, mask))
 
 
 @pytest.mark.parametrize(

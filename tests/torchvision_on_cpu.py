@@ -1,6 +1,6 @@
-"""Import this before torchvision, or what imports it (timm, transformers): PyPI's torchvision is built
-for CUDA, and beside a CPU build of torch its import fails for want of two operators that nothing here
-calls. Declaring them is enough."""
+"""Import this before torchvision, or what imports it (timm, transformers): PyPI's torchvision is
+built for CUDA, and beside a CPU build of torch its import fails for want of two operators that
+nothing here calls. Declaring them is enough."""
 
 import importlib.util
 

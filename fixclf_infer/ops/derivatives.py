@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def _run(operator: Any, *arguments: Any) -> Any:
         return operator.default(*arguments)
 
 
-def _vmap(function: Any, rows: tuple[int, ...], info: Any, in_dims: Any, arguments: Any) -> Any:
+def _vmap(call: Any, rows: tuple[int, ...], info: Any, in_dims: Any, arguments: Any) -> Any:
     """The rule of `torch.vmap`. `rows`: places of tensors [..., columns], whose dimensions but the
     last are rows: one more of them is no work. A mapped α or bias takes a loop."""
     mapped = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
@@ -53,10 +54,10 @@ def _vmap(function: Any, rows: tuple[int, ...], info: Any, in_dims: Any, argumen
                 whole[i] = arguments[i].movedim(in_dims[i], 0).contiguous()
             elif isinstance(arguments[i], Tensor):
                 whole[i] = arguments[i].expand(info.batch_size, *arguments[i].shape).contiguous()
-        result = function.apply(*whole)
+        result = call(*whole)
     else:
         each = [
-            function.apply(
+            call(
                 *(
                     argument.select(dim, i) if isinstance(dim, int) else argument
                     for argument, dim in zip(arguments, in_dims, strict=True)
@@ -69,6 +70,12 @@ def _vmap(function: Any, rows: tuple[int, ...], info: Any, in_dims: Any, argumen
         else:
             result = tuple(map(torch.stack, zip(*each, strict=True)))
     return result, 0 if isinstance(result, Tensor) else (0,) * len(result)
+
+
+def _mapped(call: Any, rows: tuple[int, ...], info: Any, in_dims: Any, *arguments: Any) -> Any:
+    # The dispatcher leaves out what equals its default.
+    given = tuple(i for i in rows if i < len(arguments))
+    return _vmap(call, given, info, in_dims, arguments)
 
 
 class _Directions:
@@ -143,7 +150,7 @@ class Transform(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Transform, (1,), info, in_dims, arguments)
+        return _vmap(Transform.apply, (1,), info, in_dims, arguments)
 
 
 class Adjoint(Function):
@@ -177,7 +184,7 @@ class Adjoint(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Adjoint, (1,), info, in_dims, arguments)
+        return _vmap(Adjoint.apply, (1,), info, in_dims, arguments)
 
 
 def _product(
@@ -275,7 +282,7 @@ class Head(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Head, (1,), info, in_dims, arguments)
+        return _vmap(Head.apply, (1,), info, in_dims, arguments)
 
 
 class ReductionBackward(Function):
@@ -303,7 +310,7 @@ class ReductionBackward(Function):
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         # The gradient of the bias is a sum over the rows, which with a bias must stay apart.
         rows = (1, 2, 3, 4, 5, 12, 13) if arguments[7] is None else ()
-        (projected, bias), dims = _vmap(ReductionBackward, rows, info, in_dims, arguments)
+        (projected, bias), dims = _vmap(ReductionBackward.apply, rows, info, in_dims, arguments)
         if rows:
             bias = bias.expand(info.batch_size, *bias.shape)
         return (projected, bias), dims
@@ -473,7 +480,7 @@ class TopK(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(TopK, (1, 10), info, in_dims, arguments)
+        return _vmap(TopK.apply, (1, 10), info, in_dims, arguments)
 
 
 class LogProb(Function):
@@ -500,7 +507,7 @@ class LogProb(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(LogProb, (1, 8, 9), info, in_dims, arguments)
+        return _vmap(LogProb.apply, (1, 8, 9), info, in_dims, arguments)
 
 
 class Nll(Function):
@@ -538,7 +545,7 @@ class Nll(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Nll, (1, 8), info, in_dims, arguments)
+        return _vmap(Nll.apply, (1, 8), info, in_dims, arguments)
 
 
 FUNCTIONS: dict[str, Any] = {
@@ -550,6 +557,9 @@ FUNCTIONS: dict[str, Any] = {
     "head_reduction_backward": ReductionBackward,
     "project_adjoint": Adjoint,
 }
+
+# Operators without a derivative → places of tensors whose leading dimensions are rows.
+_CLASSES = {"head_argmax": (0, 7), "head_sample": (0, 7, 8)}
 
 _registered: list[Any] = []  # a torch.library.Library unregisters when it is collected
 
@@ -582,4 +592,9 @@ def register(namespace: str) -> None:
     for name, function in FUNCTIONS.items():
         kernel = _kernel(namespace, name, function)
         library.impl(name, kernel, "Autograd", allow_override=True)
+    operators = getattr(torch.ops, namespace)
+    for name, rows in _CLASSES.items():
+        if hasattr(operators, name):
+            rule = partial(_mapped, getattr(operators, name).default, rows)
+            torch.library.register_vmap(f"{namespace}::{name}", rule, lib=library)
     _registered.append(library)

@@ -114,6 +114,8 @@ def export_seconds(folder: Path) -> float:
     """Of a ResNet with 23.5 million parameters and the fixed head."""
     from transformers import ResNetConfig, ResNetModel
 
+    from bench import torchvision_on_cpu  # noqa: F401
+
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

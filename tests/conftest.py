@@ -12,6 +12,7 @@ import tolerances
 from backends import devices
 from hypothesis import HealthCheck, settings
 
+from bench import torchvision_on_cpu  # noqa: F401
 from fixclf_infer import _native
 
 settings.register_profile(

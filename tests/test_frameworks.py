@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import torchvision_on_cpu  # noqa: F401
 from torch import nn
 from torch.nn.utils import parametrize, prune
 

@@ -110,18 +110,23 @@ struct RowGradient {
     if (zero) return 0;
     return fused(exp_of(logits.z[e] - lse), softmax, uniform);
   }
-  // body(e, gradient) for the ids among these logits.
+  // body(i, id, sign, value) for the ids that are rows i of a block, in a half of that sign. By one
+  // thread, as ids may repeat.
   template <class Body>
-  __device__ void at_ids(const Logits<Real>& logits, Body body) const {
-    const int last = logits.id(kItem - 1);
-    for (int m = 0; m < count; ++m) {
-      const int64_t id = ids[m];
-      if (id < logits.first || id > last) continue;
-#pragma unroll
-      for (int e = 0; e < kItem; ++e)
-        if (logits.id(e) == id && (logits.live >> e & 1) != 0 && logits.z[e] != kLowest<Real>)
-          body(e, ids_grad[m]);
-    }
+  __device__ void at_ids(const HeadArguments& head, int64_t row, int block, Body body) const {
+    const HeadProblem& p = head.p;
+    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+    const uint8_t* mask =
+        p.mask == nullptr ? nullptr : p.mask + (p.mask_rows == 1 ? 0 : row) * p.mask_bytes;
+    for_halves(p.codebook, block, [&](int first_class, int sign) {
+#pragma unroll 1
+      for (int m = 0; m < count; ++m) {
+        const int64_t id = ids[m], i = id - first_class;
+        if (id < 0 || id >= classes || i < 0 || i >= head.layout.width) continue;
+        if (mask != nullptr && (mask[id / 8] >> id % 8 & 1) == 0) continue;
+        body(static_cast<int>(i), id, sign, ids_grad[m]);
+      }
+    });
   }
 };
 
@@ -164,10 +169,15 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
           const Real dz = gradient.of(logits, e);
           d[e] = sign > 0 ? d[e] + dz : d[e] - dz;
         }
-        gradient.at_ids(logits, [&](int e, Real value) { d[e] += sign > 0 ? value : -value; });
       });
       block.put(place, d);
     });
+    group.sync();
+    if (group.rank() == 0)
+      gradient.at_ids(head, row, number, [&](int at, int64_t, int sign, Real value) {
+        block.add_at(at, sign > 0 ? value : -value);
+      });
+    group.sync();
     if (cb.center) center_gradients(group, cb, head.layout.width, block);
     block.transposed(number, i > begin, out);
   }
@@ -204,8 +214,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
         Real* at = out + logits.id(e);
         *at = row == begin ? dz : *at + dz;
       }
-      gradient.at_ids(logits, [&](int e, Real value) { out[logits.id(e)] += value; });
     });
+    group.sync();
+    if (active && group.rank() == 0)
+      gradient.at_ids(head, row, number,
+                      [&](int, int64_t id, int, Real value) { out[id] += value; });
   }
 }
 

@@ -103,6 +103,9 @@ class Block {
   // The other way: D_block H^T d, d by put() from within body of outputs() or of places().
   __device__ void put(const Place& place, const Real (&d)[kItem]) { write(d, place, row_); }
 
+  // Adds to one value put; by one thread, between barriers.
+  __device__ void add_at(int row, Real value) { row_[swizzled(row)] += value; }
+
   // body(place, v) over the values put, which it may change.
   template <class Body>
   __device__ void change(Body body) {

@@ -44,21 +44,21 @@ def _map(
     bias: Tensor | None,
     base: Tensor | None,
     signs: Tensor | None,
-    dense_bits: Tensor | None,
+    dense: Tensor | None,
     geometry: list[int],
     epilogue: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
     """The head on features x [..., N]: [..., C]."""
     if x.is_nested:
-        return _map_nested(x, alpha, bias, base, signs, dense_bits, geometry, epilogue, dtype)
+        return _map_nested(x, alpha, bias, base, signs, dense, geometry, epilogue, dtype)
     exact = _exact(x)
     if alpha.dtype != exact:
         alpha = alpha.to(exact)
     if bias is not None and bias.dtype != exact:
         bias = bias.to(exact)
-    if dense_bits is not None:
-        z = _dense_logits(x, alpha, bias, dense_bits)
+    if dense is not None:
+        z = _dense_logits(x, alpha, bias, dense)
         if epilogue == _SOFTMAX:
             z = z.softmax(-1)
         elif epilogue == _LOG_SOFTMAX:
@@ -81,20 +81,21 @@ def _map_nested(x: Tensor, *others: Any) -> Tensor:
             raise ValueError(
                 f"x is a jagged tensor of {x.dim()} dimensions, expected [batch, ragged, features]"
             )
-        return torch.nested.nested_tensor_from_jagged(_map(x.values(), *others), x.offsets())
+        offsets: Tensor = x.offsets()  # type: ignore[attr-defined]
+        return torch.nested.nested_tensor_from_jagged(_map(x.values(), *others), offsets)
     return torch.nested.as_nested_tensor([_map(each, *others) for each in x.unbind()])
 
 
-def _dense_logits(x: Tensor, alpha: Tensor, bias: Tensor | None, dense_bits: Tensor) -> Tensor:
+def _dense_logits(x: Tensor, alpha: Tensor, bias: Tensor | None, dense: Tensor) -> Tensor:
     """Codebooks that are no Hadamard matrix run as a dense product, in alpha's dtype."""
-    in_features = dense_bits.shape[1]
+    in_features = dense.shape[1]
     if x.dtype == torch.uint8:
         x = ops.unpack_signs(x, in_features)
     kind = x.device.type
     full = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
     with full:  # whose float32 products autocast would round to bfloat16
         unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
-        w = dense_bits.view(torch.float32).to(alpha.dtype)
+        w = dense.to(alpha.dtype)
         z = alpha / math.sqrt(in_features) * nn.functional.linear(unit, w)
         return z if bias is None else z + bias
 
@@ -132,7 +133,7 @@ class FixedClassifier(nn.Module):
     bias: Tensor | None
     base: Tensor | None
     signs: Tensor | None
-    dense_bits: Tensor | None
+    dense: Tensor | None
 
     def __init__(
         self,
@@ -151,9 +152,9 @@ class FixedClassifier(nn.Module):
         if (num_classes is None) == (out_features is None):
             given = "neither" if num_classes is None else "both"
             raise TypeError(f"one of num_classes and out_features must be given, got {given}")
-        book = _resolve(
-            codebook, in_features, num_classes if out_features is None else out_features
-        )
+        classes = num_classes if num_classes is not None else out_features
+        assert classes is not None
+        book = _resolve(codebook, in_features, classes)
         self._start = default_alpha(book.num_classes) if alpha is None else float(alpha)
         if not math.isfinite(self._start):
             raise ValueError(f"alpha must be finite, got {alpha}")
@@ -180,12 +181,11 @@ class FixedClassifier(nn.Module):
     def _set_codebook(self, book: Codebook) -> None:
         self.codebook = book
         self._geometry: list[int] = []
-        self.base = self.signs = self.dense_bits = None
+        self.base = self.signs = self.dense = None
         if book.kernel is not None:
             self.base, self.signs, self._geometry = ops.codebook_arguments(book)
         else:
-            # As integers, which nothing casts.
-            self.dense_bits = torch.from_numpy(book.dense).view(torch.int32)
+            self.dense = torch.from_numpy(book.dense)
         self._bits_on = torch.device("cpu")
         self._place(self.alpha.device)
 
@@ -245,7 +245,7 @@ class FixedClassifier(nn.Module):
                 have the logit −∞.
         """
         inputs, mask = self._inputs(x), _packed(allowed)
-        if self.dense_bits is None:
+        if self.dense is None:
             return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, mask=mask)
         z = self._masked_logits(x, mask)
         if not 1 <= k <= min(self.num_classes, 1024):
@@ -258,14 +258,14 @@ class FixedClassifier(nn.Module):
     def argmax(self, x: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """The class of the largest logit, [...]; the lowest on ties."""
         inputs, mask = self._inputs(x), _packed(allowed)
-        if self.dense_bits is None:
+        if self.dense is None:
             return ops.head_argmax(*inputs, mask=mask)
         return self._masked_logits(x, mask).sort(dim=-1, descending=True, stable=True)[1][..., 0]
 
     def log_prob(self, x: Tensor, ids: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities at the classes ids, int64 [...] or [..., M]."""
         inputs, mask = self._inputs(x), _packed(allowed)
-        if self.dense_bits is None:
+        if self.dense is None:
             return ops.head_logprob(*inputs, ids, mask=mask)[0]
         self._check_classes("ids", ids, x)
         wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
@@ -281,7 +281,7 @@ class FixedClassifier(nn.Module):
         """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The
         generator gives each row a seed; a row's sample depends on its features and seed alone."""
         inputs, mask = self._inputs(x), _packed(allowed)
-        if self.dense_bits is None:
+        if self.dense is None:
             # A generator, None too, and a batch of any size don't go together in torch.export.
             options: dict[str, Any] = {} if generator is None else {"generator": generator}
             seeds = torch.randint(2**63 - 1, x.shape[:-1], device=x.device, **options)
@@ -305,7 +305,7 @@ class FixedClassifier(nn.Module):
         ignored), "sum" or "none" ([...])."""
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
-        if self.dense_bits is not None:
+        if self.dense is not None:
             if not 0 <= label_smoothing <= 1:
                 raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 to 1")
             self._check_classes("target", target, x, ignore_index)
@@ -331,26 +331,25 @@ class FixedClassifier(nn.Module):
         # nn.Module finds self.alpha and self.bias in 0.5 us each, and the kernel needs 1 us; but
         # parametrisations, pruning and replicas keep them elsewhere.
         parameters = self._parameters
-        alpha = parameters.get("alpha")
+        alpha: Tensor | None = parameters.get("alpha")
         if alpha is None:
             alpha = self.alpha
-        bias = parameters.get("bias")
+        bias: Tensor | None = parameters.get("bias")
         if bias is None:
             bias = self.bias
         if self._buffers["_extra_state"] is not None:
             self._adopt_identity()
-        base, signs, dense_bits = self.base, self.signs, self.dense_bits
+        base, signs, dense = self.base, self.signs, self.dense
         # A torch.fx proxy has no device to compare.
         if isinstance(x, Tensor) and x.device != self._bits_on:
             if x.is_meta:
-                base, signs, dense_bits = (
-                    None if bits is None else bits.to(x.device)
-                    for bits in (base, signs, dense_bits)
+                base, signs, dense = (
+                    None if bits is None else bits.to(x.device) for bits in (base, signs, dense)
                 )
             elif alpha.device == x.device:
                 self._place(x.device)
-                base, signs, dense_bits = self.base, self.signs, self.dense_bits
-        return alpha, bias, base, signs, dense_bits, self._geometry
+                base, signs, dense = self.base, self.signs, self.dense
+        return alpha, bias, base, signs, dense, self._geometry
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, ops.CodebookArguments]:
         """What every reduction takes first, in the accumulation dtype."""
@@ -365,10 +364,10 @@ class FixedClassifier(nn.Module):
 
     def _masked_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Of a dense codebook."""
-        alpha, bias, _, _, dense_bits, _ = self._operands(x)
-        assert dense_bits is not None
+        alpha, bias, _, _, dense, _ = self._operands(x)
+        assert dense is not None
         exact = _exact(x)
-        z = _dense_logits(x, alpha.to(exact), None if bias is None else bias.to(exact), dense_bits)
+        z = _dense_logits(x, alpha.to(exact), None if bias is None else bias.to(exact), dense)
         if mask is not None:
             self._check_mask(mask, x)
             z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
@@ -503,7 +502,7 @@ class FixedClassifier(nn.Module):
         )
 
 
-_BITS = ("base", "signs", "dense_bits")
+_BITS = ("base", "signs", "dense")
 
 
 def _packed(allowed: Tensor | None) -> Tensor | None:

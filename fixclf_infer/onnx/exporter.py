@@ -89,7 +89,6 @@ def export(
             model, args, kwargs, dynamic_shapes=shapes(torch.export.Dim("batch"))
         )
     _refuse(program)
-    _store_dense_as_float(program)
     exported = torch.onnx.export(
         program,
         dynamo=True,
@@ -166,21 +165,6 @@ def _refuse(program: torch.export.ExportedProgram) -> None:
                     f"{node.name}: the head computes classes [{book.class_begin}, "
                     f"{book.class_end}) only, expected all {book.num_classes}"
                 )
-
-
-def _store_dense_as_float(program: torch.export.ExportedProgram) -> None:
-    """FixedClassifier keeps a dense codebook as integers and views them; ONNX has no such view."""
-    buffers = program.graph_signature.inputs_to_buffers
-    for node in list(program.graph.nodes):
-        if node.target is not torch.ops.aten.view.dtype:
-            continue
-        bits, dtype = node.args
-        if bits.name not in buffers or not buffers[bits.name].endswith("dense_bits"):
-            continue
-        program.constants[buffers[bits.name]] = program.constants[buffers[bits.name]].view(dtype)
-        bits.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(bits)
-        program.graph.erase_node(node)
 
 
 def _op(name: str) -> onnxscript.values.Op:

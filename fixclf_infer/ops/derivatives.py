@@ -536,7 +536,8 @@ class Nll(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor]:
         reduction = _Reduction(ctx)
-        hit, lse, mean = reduction.tangents(*tangents[:3], mean=bool(ctx.smoothing))
+        dx, dalpha, dbias = tangents[:3]
+        hit, lse, mean = reduction.tangents(dx, dalpha, dbias, mean=bool(ctx.smoothing))
         loss = lse - (1 - ctx.smoothing) * hit
         if mean is not None:
             loss = loss - ctx.smoothing * mean

@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 if importlib.util.find_spec("torchvision") and not torch.version.cuda:
-    _library = torch.library.Library("torchvision", "FRAGMENT")
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for _name in ("nms", "qnms"):
-        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _schema = f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        _library.define(_schema)  # type: ignore[no-untyped-call]

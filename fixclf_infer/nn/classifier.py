@@ -509,7 +509,7 @@ def _packed(allowed: Tensor | None) -> Tensor | None:
     return allowed if allowed is None or allowed.dtype == torch.uint8 else ops.pack_mask(allowed)
 
 
-def _resolve(kind: str | Codebook, in_features: int, num_classes: int | None) -> Codebook:
+def _resolve(kind: str | Codebook, in_features: int, num_classes: int) -> Codebook:
     if not isinstance(kind, Codebook):
         return codebook(in_features, num_classes, kind)
     if (kind.in_features, kind.num_classes) != (in_features, num_classes):

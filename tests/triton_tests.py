@@ -545,6 +545,37 @@ def test_gradients(name: str, epilogue: Epilogue, rng: np.random.Generator) -> N
         tolerances.assert_norm_within("gradients, Triton against C++", got, want, bound)
 
 
+@pytest.mark.parametrize("name", BOOKS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_reductions(name: str, masked: bool, rng: np.random.Generator) -> None:
+    """Those of the CPU operators; of top-k, log-probabilities and logsumexp together."""
+    book = BOOKS[name]
+    k = min(3, book.num_classes)
+    x, bias = random_rows(rng, 2, book.in_features), random_bias(rng, book.num_classes)
+    ids = rng.integers(0, book.num_classes, (2, 3))
+    allowed = rng.random((2, book.num_classes)) < 0.7
+    np.put_along_axis(allowed, ids, True, 1)
+    allowed[:, :k] = True
+    gradients = []
+    for backend, device in (("triton", DEVICE), ("auto", "cpu")):
+        with fixclf_infer.use_backend(backend):
+            base, signs, geometry = ops.codebook_arguments(book)
+            moved = [None if t is None else t.to(device) for t in (base, signs)]
+            arguments = [torch.from_numpy(a).to(device) for a in (x, np.float32(5) + 0 * x[0, :1])]
+            arguments.append(torch.from_numpy(bias).to(device))
+            for argument in arguments:
+                argument.requires_grad_()
+            mask = ops.pack_mask(torch.from_numpy(allowed)).to(device) if masked else None
+            inputs = (*arguments, ops.CodebookArguments(*moved, geometry))
+            values, _, lse = ops.head_topk(*inputs, k, log_probabilities=masked, mask=mask)
+            at_ids = ops.head_logprob(*inputs, torch.from_numpy(ids).to(device), mask=mask)[0]
+            (values.sum() - lse.square().sum() + (at_ids * at_ids).sum()).backward()
+            gradients.append([to_host(argument.grad) for argument in arguments])
+    for got, want in zip(*gradients, strict=True):
+        bound = tolerances.gradient(want, "float32") + 1e-5
+        tolerances.assert_norm_within("gradients, Triton against C++", got, want, bound)
+
+
 def test_module(rng: np.random.Generator) -> None:
     """FixedClassifier runs on the backend that was asked for, and says what that one lacks."""
     model = FixedClassifier(64, 100, codebook="orthoplex").to(DEVICE)

@@ -588,12 +588,14 @@ def _kernel(namespace: str, name: str, function: Any) -> Callable[..., Any]:
 
 
 def register(namespace: str) -> None:
-    """Gives the operators of torch.ops.<namespace> their derivatives, by its own operators."""
+    """Gives the operators of torch.ops.<namespace>, which may lack some, their derivatives, by its
+    own operators."""
+    operators = getattr(torch.ops, namespace)
     library = torch.library.Library(namespace, "FRAGMENT")
     for name, function in FUNCTIONS.items():
-        kernel = _kernel(namespace, name, function)
-        library.impl(name, kernel, "Autograd", allow_override=True)
-    operators = getattr(torch.ops, namespace)
+        if hasattr(operators, name):
+            kernel = _kernel(namespace, name, function)
+            library.impl(name, kernel, "Autograd", allow_override=True)
     for name, rows in _CLASSES.items():
         if hasattr(operators, name):
             rule = partial(_mapped, getattr(operators, name).default, rows)

@@ -194,6 +194,11 @@ struct Generic {
     store(lanes, v);
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
   }
+  // v in the first n lanes, `other` behind them.
+  static FIXCLF_INLINE F keep_first(int64_t n, F v, F other) {
+    const I numbers = __builtin_convertvector(lane_numbers(), I);
+    return numbers < static_cast<Int>(n) ? v : other;
+  }
 
  private:
   template <int bit, int... lane>
@@ -292,10 +297,7 @@ struct FirstLanes {
   }
   // The lanes that do not count become `other`.
   FIXCLF_INLINE typename V::F keep(typename V::F v, typename V::Real other) const {
-    typename V::Real lanes[V::kWidth];
-    V::store(lanes, v);
-    for (int64_t i = n; i < V::kWidth; ++i) lanes[i] = other;
-    return V::load(lanes);
+    return V::keep_first(n, v, V::set(other));
   }
 };
 

@@ -60,6 +60,29 @@ struct Float : Generic<float, 8> {
   static FIXCLF_INLINE void store(Float16* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+
+  using Generic::load_first;
+  using Generic::store_first;
+  static FIXCLF_INLINE F load_first(const float* p, int64_t n) {
+    const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(
+        p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), numbers));
+  }
+  // By halves: the masked store is microcode on some machines.
+  static FIXCLF_INLINE void store_first(float* p, int64_t n, F v) {
+    __m128 rest = _mm256_castps256_ps128(v);
+    if ((n & 4) != 0) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if ((n & 2) != 0) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if ((n & 1) != 0) _mm_store_ss(p, rest);
+  }
 };
 
 }  // namespace

@@ -58,6 +58,39 @@ struct Float : Generic<float, 16> {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+
+  static FIXCLF_INLINE __mmask16 first(int64_t n) {
+    return static_cast<__mmask16>((1u << n) - 1);
+  }
+  static FIXCLF_INLINE F load_first(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  static FIXCLF_INLINE void store_first(float* p, int64_t n, F v) {
+    _mm512_mask_storeu_ps(p, first(n), v);
+  }
+  template <class Stored>
+  static FIXCLF_INLINE F load_first(const Stored* p, int64_t n) {
+    Stored lanes[kWidth];
+    if constexpr (sizeof(Stored) == 2) {
+      const __m256i halves = _mm256_maskz_loadu_epi16(first(n), p);
+      memcpy(lanes, &halves, sizeof lanes);
+    } else {
+      const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+      memcpy(lanes, &bytes, sizeof lanes);
+    }
+    return load(lanes);
+  }
+  template <class Stored>
+  static FIXCLF_INLINE void store_first(Stored* p, int64_t n, F v) {
+    Stored lanes[kWidth];
+    store(lanes, v);
+    __m256i halves;
+    memcpy(&halves, lanes, sizeof halves);
+    _mm256_mask_storeu_epi16(p, first(n), halves);
+  }
+  static FIXCLF_INLINE F keep_first(int64_t n, F v, F other) {
+    return _mm512_mask_mov_ps(other, first(n), v);
+  }
 };
 
 }  // namespace

@@ -43,17 +43,27 @@ FIXCLF_INLINE typename V::F lane_butterflies(typename V::F v, int stages = V::kL
   }
 }
 
-// R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all.
+// R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all. Addresses
+// are a base and 0 to 3 strides: 2^R pointers would not fit in the registers.
 template <class V, int R>
 FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, int64_t stride) {
+  constexpr int kGroups = R > 2 ? 1 << (R - 2) : 1, kEach = (1 << R) / kGroups;
   const auto one = V::opaque_one();
+  const typename V::Real* from[kGroups];
+  typename V::Real* to[kGroups];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    from[g] = x + g * kEach * stride;
+    to[g] = y + g * kEach * stride;
+    asm("" : "+r"(from[g]), "+r"(to[g]));
+  }
   for (int64_t i = 0; i < stride; i += V::kWidth) {
     typename V::F v[1 << R];
 #pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j) v[j] = V::load(x + i + j * stride);
+    for (int j = 0; j < 1 << R; ++j) v[j] = V::load(from[j / kEach] + i + j % kEach * stride);
     butterflies<V, R>(v, one);
 #pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j) V::store(y + i + j * stride, v[j]);
+    for (int j = 0; j < 1 << R; ++j) V::store(to[j / kEach] + i + j % kEach * stride, v[j]);
   }
 }
 
@@ -101,6 +111,16 @@ FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, 
   }
 }
 
+// How many of the `stages` between vectors are left to the codelets: all, or so few that the passes
+// before them, which wait for their stores, do as much as they can.
+template <class V>
+FIXCLF_INLINE int codelet_stages(int stages) {
+  if (stages <= V::kCodelet) return stages;
+  const int passes = (stages - V::kCodelet + V::kRadix - 1) / V::kRadix;
+  const int left = stages - passes * V::kRadix;
+  return left < V::kLeastCodelet ? V::kLeastCodelet : left;
+}
+
 template <class V, bool kScale, int kFirst = 0>
 void transform(const typename V::Real* x, typename V::Real* y, int k, typename V::Real scale) {
   const int64_t n = int64_t{1} << k;
@@ -110,13 +130,15 @@ void transform(const typename V::Real* x, typename V::Real* y, int k, typename V
     return V::store_first(y, n, kScale ? v * scale : v);
   }
   if (k > kBlockLog2) {
-    constexpr int kTop = 3;  // more streams than 8 would collide in an 8-way cache
-    radix_pass<V, kTop>(x, y, n >> kTop);
-    for (int64_t i = 0; i < n; i += n >> kTop)
-      transform<V, kScale, kFirst>(y + i, y + i, k - kTop, scale);
+    // Streams that lie a power of two apart meet in the sets of the L1 cache: 8 at most, reads and
+    // writes together.
+    const int top = x == y ? 3 : 2;
+    with_constant<3>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
+    for (int64_t i = 0; i < n; i += n >> top)
+      transform<V, kScale, kFirst>(y + i, y + i, k - top, scale);
     return;
   }
-  const int last = stages < V::kCodelet ? stages : V::kCodelet;
+  const int last = codelet_stages<V>(stages);
   radix_passes<V>(x, y, k, V::kLog2Width + last);
   if (stages > last) x = y;
   with_constant<V::kCodelet>(last, [&](auto r) {
@@ -144,9 +166,9 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
   const int k = __builtin_ctzll(p.x.columns);
   const Real scale = static_cast<Real>(p.scale);
   if (std::is_same_v<T, Real> && p.x.stride == p.x.columns && p.y.stride == p.x.columns) {
-    return transforms<V, true>(static_cast<const Real*>(p.x.data) + begin * p.x.stride,
-                               static_cast<Real*>(p.y.data) + begin * p.y.stride, k, end - begin,
-                               scale);
+    const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
+    return whole(static_cast<const Real*>(p.x.data) + begin * p.x.stride,
+                 static_cast<Real*>(p.y.data) + begin * p.y.stride, k, end - begin, scale);
   }
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;

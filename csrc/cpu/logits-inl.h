@@ -12,6 +12,11 @@ namespace {
 // What joins scale y[i]: nothing; the bias; the bias, if there is one, and the mask.
 enum Addend { kNothing, kBias, kMasked };
 
+constexpr double kLog2E = 0x1.71547652b82fep0;
+// Exponentials of logits up to this one need no maximum: 2^24 of them have a finite sum, and the
+// smallest is a normal number.
+constexpr double kLargestExponent = 60;
+
 // z[i] = scale y[i] + bias[i] for `count` classes that follow first_class; -inf where the mask
 // has no bit.
 template <class V, Addend kAddend>
@@ -34,17 +39,38 @@ struct Segment {
   // body(i, z, lanes); z is `filler` in the lanes beyond the last class.
   template <class Body>
   FIXCLF_INLINE void for_logits(Real filler, Body body) const {
-    const F factor = V::set(scale);
-    for_lanes<V>(count, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-      F z = V::load(y + i);
-      if (kAddend == kBias || (kAddend == kMasked && bias != nullptr)) {
-        z = V::fma(z, factor, lanes.load(bias + i));
-      } else {
-        z *= factor;
-      }
+    visit(1, [&](int64_t i, F z, auto lanes) __attribute__((always_inline)) {
       if (kAddend == kMasked)
         z = V::where(bits_from<V>(mask, first_class + i, mask_bits), z, V::set(kLowest));
       body(i, lanes.keep(z, filler), lanes);
+    });
+  }
+
+  // body(i, exp(z), lanes), without the maximum's help: where no |z| is above kLargestExponent. Zero in the
+  // lanes beyond the last class, and where the mask has no bit.
+  template <class Body>
+  FIXCLF_INLINE void for_exponentials(Body body) const {
+    visit(static_cast<Real>(kLog2E), [&](int64_t i, F z, auto lanes)
+                                         __attribute__((always_inline)) {
+      F e = exp2<V>(z);
+      if (kAddend == kMasked)
+        e = V::where(bits_from<V>(mask, first_class + i, mask_bits), e, F{});
+      body(i, lanes.keep(e, 0), lanes);
+    });
+  }
+
+  // body(i, z unit, lanes).
+  template <class Body>
+  FIXCLF_INLINE void visit(Real unit, Body body) const {
+    const F factor = V::set(scale * unit);
+    for_lanes<V>(count, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+      F z = V::load(y + i);
+      if (kAddend == kBias || (kAddend == kMasked && bias != nullptr)) {
+        z = V::fma(z, factor, lanes.load(bias + i) * unit);
+      } else {
+        z *= factor;
+      }
+      body(i, z, lanes);
     });
   }
 

@@ -84,6 +84,11 @@ struct Generic {
   static FIXCLF_INLINE I sign_bits() {
     return I{} + static_cast<Int>(Int{1} << (8 * sizeof(Int) - 1));
   }
+  // The bits of 2^(j / 2^kPowerBits) - (j << 23 - kPowerBits) for the lowest kPowerBits bits j of a
+  // lane, where a permutation of a register can look them up; see exp2() in math-inl.h.
+  static constexpr int kPowerBits = 0;
+  static FIXCLF_INLINE I power(I) { return I{}; }
+
   static FIXCLF_INLINE I to_int(F v) { return __builtin_convertvector(v, I); }
   static FIXCLF_INLINE F from_int(I v) { return __builtin_convertvector(v, F); }
 

@@ -62,6 +62,14 @@ struct Float : Generic<float, 8> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  static constexpr int kPowerBits = 3;
+  static FIXCLF_INLINE I power(I index) {
+    const I powers = {
+        0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+    return reinterpret_cast<I>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers),
+                                                           reinterpret_cast<__m256i>(index)));
+  }
+
   using Generic::load_first;
   using Generic::store_first;
   static FIXCLF_INLINE F load_first(const float* p, int64_t n) {

@@ -69,7 +69,7 @@ double fold(const T* x, int64_t features, int64_t width, typename V::Real factor
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) V::store(y + j + u * V::kWidth, sum[u]);
     if (pending >= 2 * kFoldDepth || j + kPad<V> >= width) {
-      total += V::to_double((squares[0] + squares[1]) + (squares[2] + squares[3]));
+      total = V::add_double(total, (squares[0] + squares[1]) + (squares[2] + squares[3]));
       for (F& square : squares) square = F{};
       pending = 0;
     }

@@ -24,7 +24,10 @@ struct Types;
     typedef IntT Int;                                                    \
     typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
     typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
-    typedef double D __attribute__((vector_size(8 * width)));            \
+    typedef double D                                                     \
+        __attribute__((vector_size(width == 1 ? 8 : 4 * width)));        \
+    typedef RealT HalfF                                                  \
+        __attribute__((vector_size(sizeof(RealT) * (width == 1 ? 1 : width / 2)))); \
     typedef int32_t S __attribute__((vector_size(4 * width)));           \
     typedef uint32_t U __attribute__((vector_size(4 * width)));          \
     typedef uint16_t H __attribute__((vector_size(2 * width)));          \
@@ -51,7 +54,7 @@ struct Generic {
   using Int = typename T::Int;
   using F = typename T::F;  // of Real
   using I = typename T::I;  // of integers as wide
-  using D = typename T::D;  // of double, for sums of sums
+  using D = typename T::D;  // of double, half as many: a register
   using S = typename T::S;  // of int32_t
   using U = typename T::U;  // of uint32_t
   using H = typename T::H;  // of uint16_t, for the 16-bit dtypes
@@ -104,11 +107,20 @@ struct Generic {
   }
 
   static FIXCLF_INLINE Real reduce_add(F v) { return reduce_add_impl<0>(v)[0]; }
-  static FIXCLF_INLINE D to_double(F v) { return __builtin_convertvector(v, D); }
+  // sum + the upper half of v + its lower half, in double.
+  static FIXCLF_INLINE D add_double(D sum, F v) {
+    typename T::HalfF halves[kWidth == 1 ? 1 : 2];
+    memcpy(halves, &v, sizeof v);
+    if constexpr (kWidth > 1) sum += __builtin_convertvector(halves[1], D);
+    return sum + __builtin_convertvector(halves[0], D);
+  }
   static FIXCLF_INLINE double reduce_add_double(D v) {
-    double lanes[kWidth];
+    constexpr int kLanes = sizeof(D) / sizeof(double);
+    double lanes[kLanes];
     memcpy(lanes, &v, sizeof v);
-    for (int n = kWidth / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+    for (int n = kLanes / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
       for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
     return lanes[0];
   }
@@ -317,7 +329,7 @@ struct LongSum {
     if (++terms == kShort) flush();
   }
   FIXCLF_INLINE void flush() {
-    total += V::to_double(part);
+    total = V::add_double(total, part);
     part = typename V::F{};
     terms = 0;
   }

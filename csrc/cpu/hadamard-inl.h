@@ -93,12 +93,13 @@ FIXCLF_INLINE void with_constant(int value, Body body) {
   body(std::integral_constant<int, kMax>());
 }
 
-// The stages of the bits [low, k) of 2^k elements, in passes of at most radix 2^kRadix; 2^low is a
-// vector at least.
+// The stages of the bits [low, k) of `count` rows of 2^k elements, in passes of at most radix
+// 2^kRadix; 2^low is a vector at least.
 template <class V>
-FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, int k, int low) {
-  const int64_t n = int64_t{1} << k;
-  int64_t length = n;
+FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, int k, int low,
+                                int64_t count = 1) {
+  const int64_t n = count << k;
+  int64_t length = int64_t{1} << k;
   for (int left = k - low; left > 0;) {
     const int passes = (left + V::kRadix - 1) / V::kRadix;
     const int radix = (left + passes - 1) / passes;
@@ -111,52 +112,56 @@ FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, 
   }
 }
 
-// How many of the `stages` between vectors are left to the codelets: all, or so few that the passes
-// before them, which wait for their stores, do as much as they can.
+// How many of the `stages` between vectors are left to the codelets: all, or what remains of whole
+// passes of radix 2^kRadix. These wait for their stores and may as well do all the additions that
+// the registers allow.
 template <class V>
 FIXCLF_INLINE int codelet_stages(int stages) {
+  static_assert(V::kCodelet == V::kRadix, "some stage must remain for the codelets");
   if (stages <= V::kCodelet) return stages;
-  const int passes = (stages - V::kCodelet + V::kRadix - 1) / V::kRadix;
-  const int left = stages - passes * V::kRadix;
-  return left < V::kLeastCodelet ? V::kLeastCodelet : left;
+  return stages - (stages - V::kCodelet + V::kRadix - 1) / V::kRadix * V::kRadix;
 }
 
-template <class V, bool kScale, int kFirst = 0>
-void transform(const typename V::Real* x, typename V::Real* y, int k, typename V::Real scale) {
-  const int64_t n = int64_t{1} << k;
-  const int stages = k - V::kLog2Width;
-  if (stages < 0) {
-    const auto v = lane_butterflies<V>(V::load_first(x, n), k);
-    return V::store_first(y, n, kScale ? v * scale : v);
-  }
-  if (k > kBlockLog2) {
-    // Streams that lie a power of two apart meet in the sets of the L1 cache: 8 at most, reads and
-    // writes together.
-    const int top = x == y ? 3 : 2;
-    with_constant<3>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
-    for (int64_t i = 0; i < n; i += n >> top)
-      transform<V, kScale, kFirst>(y + i, y + i, k - top, scale);
-    return;
-  }
-  const int last = codelet_stages<V>(stages);
-  radix_passes<V>(x, y, k, V::kLog2Width + last);
-  if (stages > last) x = y;
-  with_constant<V::kCodelet>(last, [&](auto r) {
-    codelets<V, r, kScale, kFirst>(x, y, int64_t{1} << (stages - last), V::set(scale));
-  });
-}
-
-// `count` transforms, one after the other in memory; those that fit in registers in a single loop.
+// `count` transforms of 2^k elements, one after the other in memory.
 template <class V, bool kScale, int kFirst = 0>
 void transforms(const typename V::Real* x, typename V::Real* y, int k, int64_t count,
                 typename V::Real scale) {
+  const int64_t n = int64_t{1} << k;
   const int stages = k - V::kLog2Width;
-  if (stages >= 0 && stages <= V::kCodelet) {
-    return with_constant<V::kCodelet>(
-        stages, [&](auto r) { codelets<V, r, kScale, kFirst>(x, y, count, V::set(scale)); });
+  if (stages < 0) {
+    for (int64_t i = 0; i < count; ++i, x += n, y += n) {
+      const auto v = lane_butterflies<V>(V::load_first(x, n), k);
+      V::store_first(y, n, kScale ? v * scale : v);
+    }
+    return;
   }
-  for (int64_t i = 0; i < count; ++i)
-    transform<V, kScale, kFirst>(x + (i << k), y + (i << k), k, scale);
+  if (k > kBlockLog2) {
+    for (int64_t i = 0; i < count; ++i, x += n, y += n) {
+      // Streams that lie a power of two apart meet in the sets of the L1 cache: 8 at most, reads
+      // and writes together.
+      const int top = x == y ? 3 : 2;
+      with_constant<3>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
+      transforms<V, kScale, kFirst>(y, y, k - top, int64_t{1} << top, scale);
+    }
+    return;
+  }
+  const int last = codelet_stages<V>(stages);
+  // So many rows at a time as stay in the L1 cache from pass to pass.
+  const int64_t most = stages == last ? count : int64_t{1} << (kBlockLog2 - k);
+  for (int64_t i = 0; i < count; i += most, x += most << k, y += most << k) {
+    const int64_t rows = count - i < most ? count - i : most;
+    radix_passes<V>(x, y, k, V::kLog2Width + last, rows);
+    with_constant<V::kCodelet>(last, [&](auto r) {
+      codelets<V, r, kScale, kFirst>(stages > last ? y : x, y, rows << (stages - last),
+                                     V::set(scale));
+    });
+  }
+}
+
+template <class V, bool kScale>
+FIXCLF_INLINE void transform(const typename V::Real* x, typename V::Real* y, int k,
+                             typename V::Real scale) {
+  transforms<V, kScale>(x, y, k, 1, scale);
 }
 
 // Rows of any dtype; the 16-bit ones pass through `scratch`, n floats.

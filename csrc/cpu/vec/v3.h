@@ -33,7 +33,6 @@ struct Short : GenericShort<16> {
 struct Float : Generic<float, 8> {
   using Short = fixclf::Short;
   static constexpr int kCodelet = 3;
-  static constexpr int kLeastCodelet = 1;
   static constexpr int kRadix = 3;
 
   using Generic::load;

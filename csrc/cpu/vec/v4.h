@@ -33,7 +33,6 @@ struct Short : GenericShort<32> {
 struct Float : Generic<float, 16> {
   using Short = fixclf::Short;
   static constexpr int kCodelet = 4;
-  static constexpr int kLeastCodelet = 2;
   static constexpr int kRadix = 4;
 
   using Generic::load;

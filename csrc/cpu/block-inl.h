@@ -77,6 +77,51 @@ double fold(const T* x, int64_t features, int64_t width, typename V::Real factor
   return V::reduce_add_double(total);
 }
 
+// The transform of x folded to 2^k elements, as far as its first pass, that of the kRadix highest
+// bits: what is left are 2^kRadix transforms of 2^(k - kRadix) elements. x has kDepth 2^k elements,
+// each multiplied by factor. Returns factor^2 |x|^2. The sums need not be stored and read again.
+template <class V, class T, bool kScaled, int kDepth>
+double fold_and_pass(const T* x, int k, typename V::Real factor, typename V::Real* y) {
+  using F = typename V::F;
+  constexpr int kSums = 1 << V::kRadix, kEach = 4, kGroups = kSums / kEach;
+  const int64_t width = int64_t{1} << k, stride = width >> V::kRadix;
+  const auto one = V::opaque_one();
+  const T* from[kGroups];
+  typename V::Real* to[kGroups];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    from[g] = x + g * kEach * stride;
+    to[g] = y + g * kEach * stride;
+    asm("" : "+r"(from[g]), "+r"(to[g]));
+  }
+  F squares[kEach] = {};
+  typename V::D total = {};
+  int terms = 0;
+  for (int64_t i = 0; i < stride; i += V::kWidth) {
+    F v[kSums];
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kDepth; ++c) {
+        F term = V::load(from[j / kEach] + c * width + i + j % kEach * stride);
+        if (kScaled) term *= factor;
+        squares[j % kEach] = V::fma(term, term, squares[j % kEach]);
+        v[j] = c == 0 ? term : v[j] + term;
+      }
+    }
+    butterflies<V, V::kRadix>(v, one);
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) V::store(to[j / kEach] + i + j % kEach * stride, v[j]);
+    terms += kDepth * kGroups;
+    if (terms >= 2 * kFoldDepth || i + V::kWidth >= stride) {
+      total = V::add_double(total, (squares[0] + squares[1]) + (squares[2] + squares[3]));
+      for (F& square : squares) square = F{};
+      terms = 0;
+    }
+  }
+  return V::reduce_add_double(total);
+}
+
 // Folds y further, in place, from `width` elements to `target`; both powers of two.
 template <class V>
 FIXCLF_INLINE void fold_in_place(typename V::Real* y, int64_t width, int64_t target) {

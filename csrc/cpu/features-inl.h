@@ -34,6 +34,11 @@ struct RowLoader {
   const HeadProblem& p;
   const bool direct = is_direct(p.codebook, p.x.dtype);
   const int r = direct ? log2_ceil(rows_needed(p.codebook, 0)) : 0;
+  // Whether the first pass of the transform goes with the reading of a row.
+  const bool joined = direct && is_floating(p.x.dtype) && r <= kBlockLog2 &&
+                      r > V::kLog2Width + V::kCodelet &&
+                      (p.codebook.features >> r == 1 || p.codebook.features >> r == 2) &&
+                      p.codebook.features % (int64_t{1} << r) == 0;
   const double root = p.normalize ? __builtin_sqrt(static_cast<double>(p.codebook.features)) : 1;
 
   // Returns the scale; leaves the block's rows in y (direct) or the padded row in a. One copy for
@@ -66,6 +71,8 @@ struct RowLoader {
     const int64_t features = p.codebook.features;
     if (direct) {
       const int64_t needed = int64_t{1} << r;
+      if (joined && features == needed) return fold_and_pass<V, T, kScaled, 1>(x, r, factor, y);
+      if (joined) return fold_and_pass<V, T, kScaled, 2>(x, r, factor, y);
       const int64_t width = fold_width<V>(features, needed);
       const double squares = fold<V, T, kScaled>(x, features, width, factor, y);
       fold_in_place<V>(y, width, needed);
@@ -81,7 +88,11 @@ struct RowLoader {
   template <class T>
   FIXCLF_INLINE Real load_floating(const T* x, Real* a, Real* y) const {
     const Real scale = read_in_range(x, a, y);
-    if (direct) transform<V, false>(y, y, r, 1);
+    if (joined) {
+      transforms<V, false>(y, y, r - V::kRadix, int64_t{1} << V::kRadix, 1);
+    } else if (direct) {
+      transform<V, false>(y, y, r, 1);
+    }
     return scale;
   }
 

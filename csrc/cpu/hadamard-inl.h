@@ -139,8 +139,8 @@ void transforms(const typename V::Real* x, typename V::Real* y, int k, int64_t c
     for (int64_t i = 0; i < count; ++i, x += n, y += n) {
       // Streams that lie a power of two apart meet in the sets of the L1 cache: 8 at most, reads
       // and writes together.
-      const int top = x == y ? 3 : 2;
-      with_constant<3>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
+      const int top = x != y ? 2 : k == kBlockLog2 + 1 ? V::kRadix : 3;
+      with_constant<V::kRadix>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
       transforms<V, kScale, kFirst>(y, y, k - top, int64_t{1} << top, scale);
     }
     return;

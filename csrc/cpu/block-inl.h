@@ -44,7 +44,7 @@ double fold(const T* x, int64_t features, int64_t width, typename V::Real factor
   for (int64_t j = 0; j < width; j += kPad<V>) {
     F sum[kUnroll] = {};
     const auto add = [&](int u, F v) __attribute__((always_inline)) {
-      if (kScaled) v *= factor;
+      v = V::held(kScaled ? v * factor : v);
       sum[u] += v;
       squares[u] = V::fma(v, v, squares[u]);
     };
@@ -104,7 +104,7 @@ double fold_and_pass(const T* x, int k, typename V::Real factor, typename V::Rea
 #pragma GCC unroll 2
       for (int c = 0; c < kDepth; ++c) {
         F term = V::load(from[j / kEach] + c * width + i + j % kEach * stride);
-        if (kScaled) term *= factor;
+        term = V::held(kScaled ? term * factor : term);
         squares[j % kEach] = V::fma(term, term, squares[j % kEach]);
         v[j] = c == 0 ? term : v[j] + term;
       }

@@ -43,8 +43,8 @@ FIXCLF_INLINE typename V::F lane_butterflies(typename V::F v, int stages = V::kL
   }
 }
 
-// R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all. Addresses
-// are a base and 0 to 3 strides: 2^R pointers would not fit in the registers.
+// R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all.
+// Addresses are a base and 0 to 3 strides: 2^R pointers would not fit in the registers.
 template <class V, int R>
 FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, int64_t stride) {
   constexpr int kGroups = R > 2 ? 1 << (R - 2) : 1, kEach = (1 << R) / kGroups;
@@ -67,18 +67,25 @@ FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, in
   }
 }
 
-// `count` whole transforms of 2^R vectors each, contiguous, held in registers; without the stages
-// of the kFirst lowest bits, which have been done.
+// v = the transform of the 2^R vectors at x, in registers; without the stages of the kFirst lowest
+// bits, which have been done.
+template <class V, int R, int kFirst = 0>
+FIXCLF_INLINE void load_codelet(const typename V::Real* x, typename V::F (&v)[1 << R],
+                                typename V::F one) {
+#pragma GCC unroll 64
+  for (int j = 0; j < 1 << R; ++j)
+    v[j] = lane_butterflies < V,
+    kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
+  butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
+}
+
+// `count` of them, contiguous.
 template <class V, int R, bool kScale, int kFirst = 0, class Out = typename V::Real>
 FIXCLF_INLINE void codelets(const typename V::Real* x, Out* y, int64_t count, typename V::F scale) {
   const auto one = V::opaque_one();
   for (; count > 0; --count, x += V::kWidth << R, y += V::kWidth << R) {
     typename V::F v[1 << R];
-#pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j)
-      v[j] = lane_butterflies < V,
-      kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
-    butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
+    load_codelet<V, R, kFirst>(x, v, one);
 #pragma GCC unroll 64
     for (int j = 0; j < 1 << R; ++j) V::store(y + j * V::kWidth, kScale ? v[j] * scale : v[j]);
   }

@@ -37,9 +37,9 @@ FIXCLF_INLINE typename V::F exp(typename V::F x) {
   }
 }
 
-// 2^x for |x| <= 120; NaN stays NaN. float32: x = k + j / 2^P + r with |r| <= 2^-(P + 1); 2^(j / 2^P)
-// is looked up and 2^r a minimax polynomial, exact at 0: relative errors 9.2e-8 (P = 0), 2.7e-8
-// (P = 3) and 5.4e-8 (P = 5), before rounding.
+// 2^x for |x| <= 120; NaN stays NaN. float32: x = k + j / 2^P + r with |r| <= 2^-(P + 1); 2^(j /
+// 2^P) is looked up and 2^r a minimax polynomial, exact at 0: relative errors 9.2e-8 (P =
+// 0), 2.7e-8 (P = 3) and 5.4e-8 (P = 5), before rounding.
 template <class V>
 FIXCLF_INLINE typename V::F exp2(typename V::F x) {
   using F = typename V::F;
@@ -64,8 +64,8 @@ FIXCLF_INLINE typename V::F exp2(typename V::F x) {
     } else {
       p = power_of_two<V>(r);
     }
-    const I power = (reinterpret_cast<I>(shifted) << (23 - kBits)) +
-                    V::power(reinterpret_cast<I>(shifted));
+    const I power =
+        (reinterpret_cast<I>(shifted) << (23 - kBits)) + V::power(reinterpret_cast<I>(shifted));
     return p * reinterpret_cast<F>(power);
   }
 }

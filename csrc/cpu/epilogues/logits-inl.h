@@ -8,11 +8,14 @@ namespace {
 
 template <class V, class Out>
 struct LogitsEpilogue : MapDefaults<V, Out> {
+  static constexpr bool kReadsOnce = true;
+
   template <class Logits>
   FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
     Out* to = this->out + z.first_class;
-    z.for_logits(0,
-                 [&](int64_t i, typename V::F value, auto lanes) { lanes.store(to + i, value); });
+    z.template for_logits<true>(0,
+                                [&](int64_t i, typename V::F value, auto lanes)
+                                    __attribute__((always_inline)) { lanes.store(to + i, value); });
   }
 };
 

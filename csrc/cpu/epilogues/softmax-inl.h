@@ -1,8 +1,8 @@
 // out[i] = exp(z[i] - m) / sum_j exp(z[j] - m), m = max z; float32 until the last rounding. Where
 // alpha and the bias bound every logit (largest_logit), m = 0 does as well, and one pass fewer.
 //
-// Resident (the logits of the row stay in scratch): maximum, if needed; exponentials, kept; scaling.
-// Otherwise the row is transformed twice: running maximum and sum; then the outputs. Two
+// Resident (the logits of the row stay in scratch): maximum, if needed; exponentials, kept;
+// scaling. Otherwise the row is transformed twice: running maximum and sum; then the outputs. Two
 // exponentials a class cost less than a C-sized temporary that falls out of the cache.
 #pragma once
 
@@ -34,26 +34,29 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
   template <class Logits>
   FIXCLF_INLINE void segment(int pass, const Logits& z) {
     Out* to = this->out + z.first_class;
+    typename V::Real* const room = z.room;
     LogSumExp<V>& total = lse.total;
     if (pass == 0 && bounded) {
       lse.chunk.max = total.max = 0;
-      LongSum<V> terms;
-      z.for_exponentials([&](int64_t i, F e, auto) {
-        if (z.room != nullptr) V::store(z.room + i, e);
-        terms.add(e);
-      });
-      (z.room == nullptr ? lse.chunk : total).sum += terms.value();
-    } else if (z.room == nullptr) {
+      if (room == nullptr) {
+        lse.chunk.sum += z.for_exponentials([](int64_t, F, auto) {});
+      } else {
+        total.sum +=
+            z.for_exponentials([&](int64_t i, F e, auto lanes)
+                                   __attribute__((always_inline)) { lanes.store(room + i, e); });
+      }
+    } else if (room == nullptr) {
       if (pass == 0) {
         lse.chunk.add(z);
         return;
       }
       const F shift = V::set(total.max), inverse = V::set(inverse_sum());
       if (bounded) {
-        z.for_exponentials(
-            [&](int64_t i, F e, auto lanes) { lanes.store(to + i, e * inverse); });
+        z.for_exponentials([&](int64_t i, F e, auto lanes) __attribute__((always_inline)) {
+          lanes.store(to + i, e * inverse);
+        });
       } else {
-        z.for_logits(0, [&](int64_t i, F value, auto lanes) {
+        z.for_logits(0, [&](int64_t i, F value, auto lanes) __attribute__((always_inline)) {
           lanes.store(to + i, exp<V>(value - shift) * inverse);
         });
       }
@@ -63,16 +66,16 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
     } else if (pass == 1 && !bounded) {
       const F shift = V::set(total.max);
       LongSum<V> terms;
-      z.for_logits(z.kLowest, [&](int64_t i, F value, auto) {
+      z.for_logits(z.kLowest, [&](int64_t i, F value, auto) __attribute__((always_inline)) {
         const F e = exp<V>(value - shift);
-        V::store(z.room + i, e);
+        V::store(room + i, e);
         terms.add(e);
       });
       total.sum += terms.value();
     } else if (pass == 2) {
       const F inverse = V::set(inverse_sum());
       for_lanes<V>(z.count, [&](int64_t i, auto lanes) {
-        lanes.store(to + i, V::load(z.room + i) * inverse);
+        lanes.store(to + i, V::load(room + i) * inverse);
       });
     }
   }

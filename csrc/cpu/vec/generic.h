@@ -18,21 +18,20 @@ namespace {
 // Spelled out for each width: GCC loses the vector attribute on types of dependent size.
 template <class Real, int kWidth>
 struct Types;
-#define FIXCLF_TYPES(RealT, IntT, width)                                 \
-  template <>                                                            \
-  struct Types<RealT, width> {                                           \
-    typedef IntT Int;                                                    \
-    typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
-    typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
-    typedef double D                                                     \
-        __attribute__((vector_size(width == 1 ? 8 : 4 * width)));        \
-    typedef RealT HalfF                                                  \
+#define FIXCLF_TYPES(RealT, IntT, width)                                            \
+  template <>                                                                       \
+  struct Types<RealT, width> {                                                      \
+    typedef IntT Int;                                                               \
+    typedef RealT F __attribute__((vector_size(sizeof(RealT) * width)));            \
+    typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));             \
+    typedef double D __attribute__((vector_size(width == 1 ? 8 : 4 * width)));      \
+    typedef RealT HalfF                                                             \
         __attribute__((vector_size(sizeof(RealT) * (width == 1 ? 1 : width / 2)))); \
-    typedef int32_t S __attribute__((vector_size(4 * width)));           \
-    typedef uint32_t U __attribute__((vector_size(4 * width)));          \
-    typedef uint16_t H __attribute__((vector_size(2 * width)));          \
-    typedef int16_t Q __attribute__((vector_size(2 * width)));           \
-    typedef int8_t B __attribute__((vector_size(width)));                \
+    typedef int32_t S __attribute__((vector_size(4 * width)));                      \
+    typedef uint32_t U __attribute__((vector_size(4 * width)));                     \
+    typedef uint16_t H __attribute__((vector_size(2 * width)));                     \
+    typedef int16_t Q __attribute__((vector_size(2 * width)));                      \
+    typedef int8_t B __attribute__((vector_size(width)));                           \
   };
 FIXCLF_TYPES(double, int64_t, 1)
 FIXCLF_TYPES(float, int32_t, 1)
@@ -77,6 +76,8 @@ struct Generic {
   // it computes the same bits on the FMA pipe, while the additions have the add pipe to themselves.
   static FIXCLF_INLINE F difference(F u, F v, F /*one*/) { return u - v; }
   static FIXCLF_INLINE F opaque_one() { return set(1); }
+  // v, kept in its register: a compiler may prefer to load it again at every use.
+  static FIXCLF_INLINE F held(F v) { return v; }
 
   // A NaN in `b` survives.
   static FIXCLF_INLINE F max(F a, F b) { return a > b ? a : b; }

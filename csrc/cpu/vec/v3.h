@@ -45,6 +45,10 @@ struct Float : Generic<float, 8> {
     asm("" : "+x"(one));
     return one;
   }
+  static FIXCLF_INLINE F held(F v) {
+    asm("" : "+x"(v));
+    return v;
+  }
   static FIXCLF_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
   static FIXCLF_INLINE uint32_t bits(I mask) {
@@ -63,8 +67,8 @@ struct Float : Generic<float, 8> {
 
   static constexpr int kPowerBits = 3;
   static FIXCLF_INLINE I power(I index) {
-    const I powers = {
-        0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+    const I powers = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                      0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
     return reinterpret_cast<I>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers),
                                                            reinterpret_cast<__m256i>(index)));
   }
@@ -73,8 +77,8 @@ struct Float : Generic<float, 8> {
   using Generic::store_first;
   static FIXCLF_INLINE F load_first(const float* p, int64_t n) {
     const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_ps(
-        p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), numbers));
+    return _mm256_maskload_ps(p,
+                              _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), numbers));
   }
   // By halves: the masked store is microcode on some machines.
   static FIXCLF_INLINE void store_first(float* p, int64_t n, F v) {

@@ -99,7 +99,7 @@ struct Segment {
       if (!kOnce || i == count) return kExponential ? sum.value() : 0;
       with_constant<V::kCodelet>(codelet, [&](auto r) __attribute__((always_inline)) {
         const auto one = V::opaque_one();
-        for (; i + whole <= count; i += whole) {
+        for (; r > 0 && i + whole <= count; i += whole) {
           F v[1 << r];
           load_codelet<V, r>(y + i, v, one);
 #pragma GCC unroll 16

@@ -41,6 +41,17 @@ struct Segment {
   int codelet = -1;
   int64_t first_row = 0;
 
+  // The classes [begin, begin + size) of the segment, whose y must be complete.
+  FIXCLF_INLINE Segment part(int64_t begin, int64_t size) const {
+    Segment part = *this;
+    part.y += begin;
+    if (bias != nullptr) part.bias += begin;
+    part.first_class += begin;
+    part.count = size;
+    part.room = nullptr;
+    return part;
+  }
+
   // body(i, z, lanes); z is `filler` in the lanes beyond the last class. kOnce: y may lack the
   // codelets, and is not there for a second time.
   template <bool kOnce = false, class Body>

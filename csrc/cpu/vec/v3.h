@@ -65,6 +65,15 @@ struct Float : Generic<float, 8> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // Each lane's bit is shifted to the place of the sign.
+  template <int kFirst = 0>
+  static FIXCLF_INLINE F flip(F v, uint32_t bits) {
+    const __m256i places = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    const __m256i shifted =
+        _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits >> kFirst)), places);
+    return _mm256_xor_ps(v, _mm256_and_ps(_mm256_castsi256_ps(shifted), set(-0.f)));
+  }
+
   static constexpr int kPowerBits = 3;
   static FIXCLF_INLINE I power(I index) {
     const I powers = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,

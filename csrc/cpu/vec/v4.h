@@ -63,6 +63,17 @@ struct Float : Generic<float, 16> {
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  template <int kFirst = 0>
+  static FIXCLF_INLINE F flip(F v, uint32_t bits) {
+    return _mm512_mask_xor_ps(v, static_cast<__mmask16>(bits >> kFirst), v, set(-0.f));
+  }
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  }
+  static FIXCLF_INLINE F where(uint32_t bits, F v, F other) {
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>(bits), v);
+  }
+
   static constexpr int kPowerBits = 5;
   static FIXCLF_INLINE I power(I index) {
     const I low = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a,

@@ -109,12 +109,14 @@ struct Segment {
       i = end;
       if (!kOnce || i == count) return kExponential ? sum.value() : 0;
       with_constant<V::kCodelet>(codelet, [&](auto r) __attribute__((always_inline)) {
-        const auto one = V::opaque_one();
-        for (; r > 0 && i + whole <= count; i += whole) {
-          F v[1 << r];
-          load_codelet<V, r>(y + i, v, one);
+        if constexpr (decltype(r)::value > 0) {
+          const auto one = V::opaque_one();
+          for (; i + whole <= count; i += whole) {
+            F v[1 << r];
+            load_codelet<V, r>(y + i, v, one);
 #pragma GCC unroll 16
-          for (int j = 0; j < 1 << r; ++j) add(i + j * V::kWidth, v[j], AllLanes<V>());
+            for (int j = 0; j < 1 << r; ++j) add(i + j * V::kWidth, v[j], AllLanes<V>());
+          }
         }
       });
       end = count;
@@ -231,6 +233,16 @@ struct Best {
     if (later.value > value) *this = later;
   }
 };
+
+// How many of `count` elements to write before the stores reach the start of a cache line: where a
+// vector is a line, one that crosses costs as much as two. Values do not depend on it.
+template <class V, class Out>
+FIXCLF_INLINE int64_t to_line(const Out* to, int64_t count) {
+  constexpr uint64_t kLine = 64, kBytes = V::kWidth * sizeof(Out);
+  const uint64_t over = reinterpret_cast<uint64_t>(to) % kLine;
+  if (kBytes != kLine || count < 8 * V::kWidth || over % sizeof(Out) != 0) return 0;
+  return static_cast<int64_t>((kLine - over) % kLine / sizeof(Out));
+}
 
 // What an epilogue does unless it says otherwise. One object a row; segments come in class order,
 // passes(resident) times; a chunk is some blocks of them.

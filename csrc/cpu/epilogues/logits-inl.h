@@ -13,18 +13,9 @@ struct LogitsEpilogue : MapDefaults<V, Out> {
   template <class Logits>
   FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
     Out* to = this->out + z.first_class;
-    // A store that crosses a cache line costs as much as two: where a vector is a line, the classes
-    // up to the start of a line go first.
-    constexpr uint64_t kLine = 64, kBytes = V::kWidth * sizeof(Out);
-    const uint64_t over = reinterpret_cast<uint64_t>(to) % kBytes;
-    const int64_t before = static_cast<int64_t>((kBytes - over) % kBytes / sizeof(Out));
-    if (kBytes == kLine && z.codelet < 0 && before > 0 && over % sizeof(Out) == 0 &&
-        z.count >= 8 * V::kWidth) {
-      write(z.part(0, before), to);
-      write(z.part(before, z.count - before), to + before);
-    } else {
-      write(z, to);
-    }
+    const int64_t head = z.codelet < 0 ? to_line<V>(to, z.count) : 0;
+    if (head > 0) write(z.part(0, head), to);
+    write(head > 0 ? z.part(head, z.count - head) : z, to + head);
   }
 
  private:

@@ -74,8 +74,11 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
       total.sum += terms.value();
     } else if (pass == 2) {
       const F inverse = V::set(inverse_sum());
-      for_lanes<V>(z.count, [&](int64_t i, auto lanes) {
-        lanes.store(to + i, V::load(room + i) * inverse);
+      const int64_t head = to_line<V>(to, z.count);
+      for_lanes<V>(
+          head, [&](int64_t i, auto lanes) { lanes.store(to + i, V::load(room + i) * inverse); });
+      for_lanes<V>(z.count - head, [&](int64_t i, auto lanes) {
+        lanes.store(to + head + i, V::load(room + head + i) * inverse);
       });
     }
   }

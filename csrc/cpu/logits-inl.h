@@ -109,13 +109,14 @@ struct Segment {
       i = end;
       if (!kOnce || i == count) return kExponential ? sum.value() : 0;
       with_constant<V::kCodelet>(codelet, [&](auto r) __attribute__((always_inline)) {
-        if constexpr (decltype(r)::value > 0) {
+        constexpr int kStages = decltype(r)::value, kVectors = 1 << kStages;
+        if constexpr (kStages > 0) {
           const auto one = V::opaque_one();
           for (; i + whole <= count; i += whole) {
-            F v[1 << r];
-            load_codelet<V, r>(y + i, v, one);
+            F v[kVectors];
+            load_codelet<V, kStages>(y + i, v, one);
 #pragma GCC unroll 16
-            for (int j = 0; j < 1 << r; ++j) add(i + j * V::kWidth, v[j], AllLanes<V>());
+            for (int j = 0; j < kVectors; ++j) add(i + j * V::kWidth, v[j], AllLanes<V>());
           }
         }
       });

@@ -71,7 +71,8 @@ struct Float : Generic<float, 8> {
     const __m256i places = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
     const __m256i shifted =
         _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits >> kFirst)), places);
-    return _mm256_xor_ps(v, _mm256_and_ps(_mm256_castsi256_ps(shifted), set(-0.f)));
+    return _mm256_xor_ps(
+        v, _mm256_and_ps(_mm256_castsi256_ps(shifted), reinterpret_cast<F>(sign_bits())));
   }
 
   static constexpr int kPowerBits = 3;

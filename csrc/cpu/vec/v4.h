@@ -65,7 +65,8 @@ struct Float : Generic<float, 16> {
 
   template <int kFirst = 0>
   static FIXCLF_INLINE F flip(F v, uint32_t bits) {
-    return _mm512_mask_xor_ps(v, static_cast<__mmask16>(bits >> kFirst), v, set(-0.f));
+    return _mm512_mask_xor_ps(v, static_cast<__mmask16>(bits >> kFirst), v,
+                              reinterpret_cast<F>(sign_bits()));
   }
   static FIXCLF_INLINE uint32_t bits(I mask) {
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));

@@ -58,9 +58,7 @@ def count() -> dict[str, int]:
 def _collected(program: Path, name: str) -> int:
     toggles = [f"--toggle-collect={function}" for function in _COUNTED]
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *toggles]
-    run = subprocess.run(
-        [*command, program, ISA, name], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([*command, program, ISA, name], capture_output=True, text=True, check=True)
     match = re.search(r"Collected : (\d+)", run.stderr)
     assert match and int(match[1]) > 0, run.stderr
     return int(match[1])

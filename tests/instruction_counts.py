@@ -45,12 +45,10 @@ def count() -> dict[str, int]:
     """Instructions a row, by case."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "counted"
+        cxx = os.environ.get("CXX", "c++")
         flags = ["-std=c++17", "-O1", f"-I{ROOT / 'csrc'}", "-pthread"]
-        subprocess.run(
-            [os.environ.get("CXX", "c++"), *flags, "-o", program]
-            + [ROOT / "csrc/tests/counted.cc", BUILD / "libfixclf_kernels.a"],
-            check=True,
-        )
+        sources = [ROOT / "csrc/tests/counted.cc", BUILD / "libfixclf_kernels.a"]
+        subprocess.run([cxx, *flags, "-o", program, *sources], check=True)
         listed = subprocess.run([program], capture_output=True, text=True, check=True)
         return {name: _collected(program, name) // ROWS for name in listed.stdout.splitlines()}
 

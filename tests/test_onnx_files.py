@@ -80,6 +80,25 @@ print([m for m in ("torch", "onnx", "onnxruntime") if m in sys.modules])
     assert run_script(script).stdout.strip() == "[]"
 
 
+def test_the_process_ends_with_its_own_code_under_a_daemon_thread(file: Path) -> None:
+    script = """
+import sys, threading, time
+import numpy as np
+from fixclf_infer.onnx import session
+runtime = session(sys.argv[1], library=False)
+x = np.ones((2000, 12), np.float32)
+def work():
+    while True:
+        runtime.run(None, {"X": x})
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+sys.exit(7)
+"""
+    result = run_script(script, str(file), check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 # Files that are wrong.
 
 

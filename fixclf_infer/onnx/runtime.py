@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -21,6 +24,60 @@ def library_path() -> Path:
             f"fixclf_infer was built without its ONNX Runtime operators: {path} does not exist"
         )
     return path
+
+
+class _Calls:
+    """Counts the calls that are in ONNX Runtime, so that none is there when the interpreter ends.
+
+    CPython before 3.14 unwinds the stack of a daemon thread that wants the GIL back by then, and
+    ONNX Runtime's bindings abort the process at that.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._ended = False
+        atexit.register(self._end)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._ended:  # for ever: the thread ends with the process
+                self._changed.wait()
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.wait_for(lambda: self._running == 0)
+
+
+@cache
+def _session_type() -> type[InferenceSession]:
+    from onnxruntime import InferenceSession
+
+    calls = _Calls()
+
+    class Session(InferenceSession):  # type: ignore[misc]  # onnxruntime has no types
+        """An InferenceSession that a daemon thread may run while the process ends."""
+
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            with calls:
+                return super().run(*args, **kwargs)
+
+        def run_with_ort_values(self, *args: Any, **kwargs: Any) -> Any:
+            with calls:
+                return super().run_with_ort_values(*args, **kwargs)
+
+        def run_with_iobinding(self, *args: Any, **kwargs: Any) -> Any:
+            with calls:
+                return super().run_with_iobinding(*args, **kwargs)
+
+    return Session
 
 
 def session(path: str | Path, *, threads: int = 0, library: bool = True) -> InferenceSession:
@@ -60,6 +117,6 @@ def session(path: str | Path, *, threads: int = 0, library: bool = True) -> Infe
             "or run it with library=True"
         )
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return _session_type()(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise ValueError(f"ONNX Runtime refuses {path}: {str(error).splitlines()[0]}") from error

@@ -95,7 +95,7 @@ def write_models() -> None:
     save("transform", ort_models.transform(["b", 64], None, "float32"), x, (want, bound))
 
     for name, replace, message in (
-        ("newer-format", {"format_version": 2}, "newer fixclf_infer"),
+        ("newer-format", {"format_version": 3}, "newer fixclf_infer"),
         ("tampered", {"checksum": 1}, "were changed"),
         ("no-bias", {"bias": None}, "bias is missing"),
     ):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..epilogue import Epilogue
-from ..fileformat import FORMAT_VERSION, checksum
+from ..fileformat import FORMAT_VERSION
 from ..nn import FixedClassifier
 from ..ops import Geometry
 from .body import append_bodies
 from .metadata import record
-from .model import attribute, check, constants, head_nodes, key, load, where
-from .schema import DOMAIN, MAX_K, OPSET, SCHEMAS
+from .model import attribute, check, constants, head_nodes, key, load, seal, where
+from .schema import ATTRIBUTES, DOMAIN, MAX_K, OPSET, SCHEMAS
 
 Outputs = Literal["logits", "softmax", "topk"]
 OPSETS = range(18, 24)
@@ -108,13 +108,15 @@ def export(
         written = load(path)
     else:
         written = exported.model_proto
-    _finish(written, folder)
+    for node in written.graph.node:
+        del node.metadata_props[:]  # stack traces of the exporting machine
     if outputs != "logits":
         nodes = head_nodes(written)
         if not nodes:
             raise ValueError(f"outputs is {outputs!r}, but the model has no head of a ±1 codebook")
         for node in nodes:
             _replace_logits(written, node, k)
+    seal(head_nodes(written), constants(written, folder))
     books = [m.codebook for m in model.modules() if isinstance(m, FixedClassifier)]
     used = {key(head.codebook) for head in check(written, folder)}
     record(written, (book for book in books if book.kernel is not None and key(book) in used))
@@ -186,7 +188,7 @@ def _head(
         x = onnxscript.opset18.Cast(x, to=TensorProto.FLOAT)
     book = Geometry(*geometry)._asdict()
     del book["class_begin"], book["class_end"]
-    # The bits have no values yet: the checksum comes in `_finish`.
+    # alpha, bias and bits have no values yet: the checksums come later.
     return _op("FixedHead")(
         x,
         alpha,
@@ -196,8 +198,9 @@ def _head(
         format_version=FORMAT_VERSION,
         **book,
         has_bias=int(bias is not None),
-        checksum=0,
+        scale_checksum=0,
         epilogue=epilogue,
+        checksum=0,
     )
 
 
@@ -209,16 +212,6 @@ _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.fixclf.head.default: _head,
     torch.ops.fixclf.hadamard_transform.default: _transform,
 }
-
-
-def _finish(model: ModelProto, folder: Path) -> None:
-    """Checksums; and no stack traces of the exporting machine."""
-    value = constants(model, folder)
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    for node in head_nodes(model):
-        signs, base = (value(name) if name else None for name in [*node.input, "", "", ""][3:5])
-        attribute(node, "checksum").i = checksum(signs, base)
 
 
 def _replace_logits(model: ModelProto, node: NodeProto, k: int | None) -> None:
@@ -238,9 +231,11 @@ def _replace_logits(model: ModelProto, node: NodeProto, k: int | None) -> None:
     if not 1 <= k <= min(classes, MAX_K):
         raise ValueError(f"k is {k}, expected 1 to {min(classes, MAX_K)} for {where(node)}")
     node.op_type = "FixedHeadTopK"
-    node.attribute.remove(attribute(node, "epilogue"))
-    node.attribute.append(helper.make_attribute("k", k))
-    node.attribute.append(helper.make_attribute("log_probabilities", 0))
+    values = {a.name: a.i for a in node.attribute} | {"k": k, "log_probabilities": 0}
+    del node.attribute[:]
+    node.attribute.extend(
+        helper.make_attribute(name, values[name]) for name in ATTRIBUTES[node.op_type]
+    )
     names = [f"{logits}_{part}" for part in ("values", "indices", "logsumexp")]
     node.output[:] = names
     lead = [d.dim_param or d.dim_value for d in graph.output[at[0]].type.tensor_type.shape.dim[:-1]]

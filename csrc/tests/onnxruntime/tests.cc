@@ -243,9 +243,9 @@ int main(int argc, char** argv) {
   }
   const Runtime runtime(argv[1]);
   const char* library = argv[2];
+  test_load_and_unload(runtime, library);
   test_crc32();
   test_the_first_format_version(runtime, library);
-  test_load_and_unload(runtime, library);
   test_a_good_model(runtime, library);
   test_bad_models(runtime, library);
   test_concurrency(runtime, library);

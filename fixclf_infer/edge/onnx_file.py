@@ -30,6 +30,7 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOM
 )
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_TYPE = 1, 3, 5, 20
 _ATTRIBUTE_TYPE_INT = 2
+_TENSOR_TYPE_FLOAT = 1
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_INTS, _TENSOR_DOUBLES = 1, 2, 4, 5, 10
 _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 8, 9, 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
@@ -110,8 +111,9 @@ def _read(model: Message, path: Path, name: str | None) -> Contents:
 
 
 def _graph(model: Message, where: str) -> tuple[list[Message], dict[str, Message]]:
-    """The heads, and the tensors by name."""
-    heads, tensors = [], {}
+    """The heads, and the tensors by name; a Cast to float32, which tools put before heads that they
+    leave out of a conversion, gives its input's."""
+    heads, tensors, casts = [], {}, {}
     for graph in _messages(model, _MODEL_GRAPH):
         for tensor in _messages(graph, _GRAPH_INITIALIZER):
             tensors[_text(tensor, _TENSOR_NAME)] = tensor
@@ -122,10 +124,14 @@ def _graph(model: Message, where: str) -> tuple[list[Message], dict[str, Message
                     heads.append(node)
                 elif op_type.endswith(tuple(OWN_FIELDS)):
                     raise ValueError(renamed(where, op_type))
-            if op_type == "Constant" and not domain:
-                for attribute in _messages(node, _NODE_ATTRIBUTE):
-                    for tensor in _messages(attribute, _ATTRIBUTE_TENSOR):
-                        tensors[_texts(node, _NODE_OUTPUT)[0]] = tensor
+            if op_type not in ("Constant", "Cast") or domain:
+                continue
+            for attribute in _messages(node, _NODE_ATTRIBUTE):
+                for tensor in _messages(attribute, _ATTRIBUTE_TENSOR):
+                    tensors[_texts(node, _NODE_OUTPUT)[0]] = tensor
+                if op_type == "Cast" and _integer(attribute, _ATTRIBUTE_INT) == _TENSOR_TYPE_FLOAT:
+                    casts[_texts(node, _NODE_OUTPUT)[0]] = _texts(node, _NODE_INPUT)[0]
+    tensors.update({name: tensors[of] for name, of in casts.items() if of in tensors})
     return heads, tensors
 
 

@@ -23,12 +23,14 @@ _CODEBOOKS_KEY_1 = "ai.fixclf.codebooks"  # JSON: a list of identities
 
 
 def record(model: ModelProto, books: Iterable[Codebook]) -> None:
-    """Writes the identities of those codebooks that a name rebuilds."""
-    values = _values(model)
-    for book in books:
-        if book.kind in FAMILIES:
-            values[CODEBOOK_KEY + book.digest[:12]] = json.dumps(book.identity())
-    helper.set_model_props(model, values)
+    """Adds the identities of those codebooks that a name rebuilds."""
+    named = [book.identity() for book in books if book.kind in FAMILIES]
+    _write(model, [*_identities(model), *named])
+
+
+def one_key_each(model: ModelProto) -> None:
+    """Rewrites the metadata of format version 1 as that of version 2."""
+    _write(model, _identities(model))
 
 
 def check_metadata(model: ModelProto) -> None:
@@ -56,6 +58,15 @@ def recorded_codebooks(model: ModelProto) -> list[Codebook]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of identical rows, which whoever exported was told
         return [from_identity(identity) for identity in _identities(model)]
+
+
+def _write(model: ModelProto, identities: Iterable[dict[str, Any]]) -> None:
+    values = {**_values(model)}
+    for old in (_FORMAT_KEY_1, _CODEBOOKS_KEY_1):
+        values.pop(old, None)
+    for identity in identities:
+        values[CODEBOOK_KEY + str(identity["digest"])[:12]] = json.dumps(identity)
+    helper.set_model_props(model, values)
 
 
 def _values(model: ModelProto) -> dict[str, str]:

@@ -47,14 +47,19 @@ def load(path: str | Path) -> ModelProto:
 
 
 def constants(model: ModelProto, folder: str | Path = "") -> Constants:
-    """Value by name of what is an initialiser or the output of Constant; None for other names.
+    """Value by name of what is an initialiser, the output of Constant, or either cast to float32,
+    as tools put it before heads that they leave out of a conversion; None for other names.
 
     folder: where the model lies, for tensors in other files.
     """
     tensors = {t.name: t for t in model.graph.initializer}
+    casts = {}
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and [a.name for a in node.attribute] == ["value"]:
             tensors[node.output[0]] = node.attribute[0].t
+        if node.op_type == "Cast" and attribute(node, "to").i == TensorProto.FLOAT:
+            casts[node.output[0]] = node.input[0]
+    tensors.update({name: tensors[of] for name, of in casts.items() if of in tensors})
 
     def value(name: str) -> np.ndarray[Any, Any] | None:
         if name not in tensors:
@@ -179,8 +184,11 @@ def where(node: NodeProto) -> str:
 
 
 def attribute(node: NodeProto, name: str) -> AttributeProto:
-    found: AttributeProto = next(a for a in node.attribute if a.name == name)
-    return found
+    """Raises ValueError where there is none."""
+    for found in node.attribute:
+        if found.name == name:
+            return found
+    raise ValueError(f"{where(node)}: attribute {name} is missing")
 
 
 def read_head(node: NodeProto, constant: Constants) -> Head:

@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from .. import reference
 from ..codebooks import FAMILIES, Codebook, KernelData, codebook
 from .body import append_bodies
-from .metadata import record, recorded_codebooks
+from .metadata import record
 from .model import constants, fits, known_types, load, seal, where
 from .schema import Head
 
@@ -74,7 +74,7 @@ def replace_dense_heads(model_path: str | Path, out: str | Path) -> list[Replace
         except ValueError as error:
             refused.append(str(error))
             continue
-        record(model, [*recorded_codebooks(model), book])
+        record(model, [book])
     if not replaced:
         why = "; ".join(refused) or "no MatMul or Gemm has a constant ±1 matrix"
         raise ValueError(f"{path} has no head to replace: {why}")

@@ -26,6 +26,11 @@ def library_path() -> Path:
     return path
 
 
+def _is_ort(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8)[4:] == b"ORTM"
+
+
 class _Calls:
     """Counts the calls that are in ONNX Runtime, so that none is there when the interpreter ends.
 
@@ -84,7 +89,8 @@ def session(path: str | Path, *, threads: int = 0, library: bool = True) -> Infe
     """A session on the CPU for a model with fixed heads, checked before it is loaded.
 
     Args:
-        path: of the ONNX file.
+        path: of the ONNX file; or of one in ONNX Runtime's own format (.ort), whose heads the
+            library checks.
         threads: of ONNX Runtime's intra-op pool; 0: as many as it likes.
         library: run the heads by `library_path()`; False: by the functions in the file.
 
@@ -105,18 +111,24 @@ def session(path: str | Path, *, threads: int = 0, library: bool = True) -> Infe
     if threads < 0:
         raise ValueError(f"threads is {threads}, expected 0 or more")
     path = Path(path)
-    model = load(path)
-    check(model, path.parent)
+    model = None if _is_ort(path) else load(path)
+    if model is not None:
+        check(model, path.parent)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if library:
         options.register_custom_ops_library(str(library_path()))
-    elif missing := without_function(model):
+    elif model is not None and (missing := without_function(model)):
         raise ValueError(
             f"{path} has no portable body for {', '.join(missing)}; export it with portable=True "
             "or run it with library=True"
         )
     try:
-        return _session_type()(str(path), options, providers=["CPUExecutionProvider"])
+        return _session_type()(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints, and tries the same again
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise ValueError(f"ONNX Runtime refuses {path}: {str(error).splitlines()[0]}") from error

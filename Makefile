@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -n
 export PATH := $(BIN):$(PATH)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
-  test-gpu bench-gpu gpu-report
+  test-gpu bench-gpu gpu-report fuzz
 
 install: $(VENV)/installed
 
@@ -82,6 +82,10 @@ test-neon: install
 # The operator library in each ONNX Runtime that it claims, in environments of their own in build/.
 test-ort-matrix: install
 	python tests/ort_matrix.py
+
+# 10 000 damaged files for the readers of files.
+fuzz: install
+	python tests/fuzz.py
 
 # The figures of README.md and docs/performance.md.
 bench: install

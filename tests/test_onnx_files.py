@@ -269,6 +269,13 @@ def test_every_format_version_is_read(version: int) -> None:
         np.testing.assert_allclose(FixedHead.load(path).logits(x), logits, atol=1e-5)
 
 
+def test_a_name_that_is_no_text(file: Path, tmp_path: Path) -> None:
+    damaged = file.read_bytes().replace(b"FixedHead", b"Fix\xff\xfeHead")
+    (tmp_path / "bad.onnx").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"is damaged: a name in it is not UTF-8|not an ON"):
+        session(tmp_path / "bad.onnx")
+
+
 def test_k_out_of_range(tmp_path: Path) -> None:
     path = tmp_path / "k.onnx"
     onnx.save(head_model(Head(BOOK, False, k=5), 9.0), path)
@@ -296,7 +303,7 @@ def test_a_body_that_computes_something_else(file: Path, tmp_path: Path) -> None
 
     def edit(model: ModelProto) -> None:
         (body,) = model.functions
-        node = next(n for n in body.node if n.op_type == "Add" and "bias" in n.input)
+        node = next(n for n in body.node if n.op_type == "Add")
         node.op_type = "Sub"
 
     bad = change(file, tmp_path / "bad.onnx", edit)

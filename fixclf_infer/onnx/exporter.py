@@ -258,27 +258,39 @@ def _head(
     return _node("FixedHead", x, alpha, bias, base, signs, geometry, epilogue=epilogue)
 
 
-def _logits(head: Sequence[Any], mask: Any) -> Any:
-    """Logits in float32, −∞ where a bit of the mask is 0: an array of [..., C].
-
-    head: x to normalize, as torch.ops.fixclf takes them.
-    """
-    z = _head(*head, int(Epilogue.LOGITS), onnx_ir.DataType.FLOAT)
+def _logits(
+    x: Any, alpha: Any, bias: Any, base: Any, signs: Any, geometry: Sequence[int], mask: Any
+) -> Any:
+    """Logits in float32, −∞ where a bit of the mask is 0: an array of [..., C]."""
+    if x.dtype != onnx_ir.DataType.FLOAT:
+        x = _standard.Cast(x, to=TensorProto.FLOAT)
+    logits = int(Epilogue.LOGITS)
+    z = _node("FixedHead", x, alpha, bias, base, signs, geometry, epilogue=logits)
     if mask is None:
         return z
     places, one = (_standard.Constant(value=octets) for octets in (_PLACES, _ONE))
     bits = _standard.BitShift(_standard.Unsqueeze(mask, [-1]), places, direction="RIGHT")
     flat = _standard.Reshape(_standard.BitwiseAnd(bits, one), [0] * (len(mask.shape) - 1) + [-1])
-    allowed = _standard.Slice(flat, [0], [Geometry(*head[5]).num_classes], [-1])
+    allowed = _standard.Slice(flat, [0], [Geometry(*geometry).num_classes], [-1])
     return _standard.Where(_standard.Cast(allowed, to=TensorProto.BOOL), z, float("-inf"))
 
 
-def _topk(*arguments: Any) -> Any:
-    *head, k, log_probabilities, mask = [*arguments, *[False, None][len(arguments) - 8 :]]
+def _topk(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    k: int,
+    log_probabilities: bool = False,
+    mask: Any = None,
+) -> Any:
+    head = (x, alpha, bias, base, signs, geometry)
     if mask is None:
-        own = {"k": k, "log_probabilities": int(log_probabilities)}
-        return _node("FixedHeadTopK", *head[:6], **own)
-    z = _logits(head, mask)
+        return _node("FixedHeadTopK", *head, k=k, log_probabilities=int(log_probabilities))
+    z = _logits(*head, mask)
     values, indices = _standard.TopK(z, [k])
     total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
     if log_probabilities:
@@ -286,24 +298,43 @@ def _topk(*arguments: Any) -> Any:
     return values, indices, total
 
 
-def _argmax(*arguments: Any) -> Any:
-    *head, mask = [*arguments, None][:8]
-    if mask is None:
-        _, indices, _ = _node("FixedHeadTopK", *head[:6], k=1, log_probabilities=0)
-        return _standard.Squeeze(indices, [-1])
-    return _standard.ArgMax(_logits(head, mask), axis=-1, keepdims=0)
+def _argmax(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    mask: Any = None,
+) -> Any:
+    head = (x, alpha, bias, base, signs, geometry)
+    if mask is not None:
+        return _standard.ArgMax(_logits(*head, mask), axis=-1, keepdims=0)
+    _, indices, _ = _node("FixedHeadTopK", *head, k=1, log_probabilities=0)
+    return _standard.Squeeze(indices, [-1])
 
 
-def _logprob(*arguments: Any) -> Any:
-    *head, ids, mask = [*arguments, None][:9]
-    z = _logits(head, mask)
+def _logprob(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    ids: Any,
+    mask: Any = None,
+) -> Any:
+    z = _logits(x, alpha, bias, base, signs, geometry, mask)
     total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
-    one_a_row = len(ids.shape) < len(z.shape or head[0].shape)
+    one_a_row = len(ids.shape) < len(x.shape)
     wide = _standard.Unsqueeze(ids, [-1]) if one_a_row else ids
-    at = _standard.GatherElements(z, wide, axis=-1)
-    both = _standard.Sub(at, _standard.Unsqueeze(total, [-1])), at
-    both = tuple(_standard.Squeeze(each, [-1]) if one_a_row else each for each in both)
-    return *both, total
+    logits = _standard.GatherElements(z, wide, axis=-1)
+    logprobs = _standard.Sub(logits, _standard.Unsqueeze(total, [-1]))
+    if one_a_row:
+        logits, logprobs = (_standard.Squeeze(each, [-1]) for each in (logits, logprobs))
+    return logprobs, logits, total
 
 
 def _same(x: Any, dtype: int) -> Any:

@@ -31,8 +31,8 @@ def merge_models(
     Raises ValueError for what onnx.compose or `export`'s portable=True refuses.
     """
     portable = not (without_function(first) or without_function(second))
-    parts = [_without_bodies(model) for model in (first, second)]
-    merged: ModelProto = onnx.compose.merge_models(*parts, list(io_map), **options)
+    parts = (_without_bodies(first), _without_bodies(second))
+    merged: ModelProto = onnx.compose.merge_models(*parts, io_map=list(io_map), **options)
     if portable:
         append_bodies(merged)
     return merged

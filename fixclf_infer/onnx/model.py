@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,27 @@ def load(path: str | Path) -> ModelProto:
     """
     try:
         model = onnx.load(str(path), load_external_data=False)
-        model.SerializeToString()  # damaged text is found when it is read as such
-    except (DecodeError, UnicodeDecodeError) as error:
+    except DecodeError as error:
         raise ValueError(f"{path} is not an ONNX model") from error
     if not model.graph.node:
         raise ValueError(f"{path} is not an ONNX model, or has no nodes")
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ValueError(f"{path} is damaged: a name in it is not UTF-8")
     return model
+
+
+def _texts(model: ModelProto) -> Iterator[str | bytes]:
+    """The names of the main graph and the metadata. protobuf gives bytes for what is no text."""
+    for property_ in model.metadata_props:
+        yield from (property_.key, property_.value)
+    for tensor in model.graph.initializer:
+        yield tensor.name
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        yield value.name
+    for node in model.graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        for given in node.attribute:
+            yield given.name
 
 
 def constants(model: ModelProto, folder: str | Path = "") -> Constants:
@@ -185,6 +200,7 @@ def where(node: NodeProto) -> str:
 
 def attribute(node: NodeProto, name: str) -> AttributeProto:
     """Raises ValueError where there is none."""
+    found: AttributeProto
     for found in node.attribute:
         if found.name == name:
             return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import threading
 import zipfile
 from collections.abc import Callable
@@ -273,6 +275,20 @@ def test_tensors_as_other_writers_store_them(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "head.onnx")
     loaded = FixedHead.load(tmp_path / "head.onnx")
     np.testing.assert_array_equal(loaded.logits(features(book)), head.logits(features(book)))
+
+
+def test_pickled_and_copied(tmp_path: Path) -> None:
+    """As joblib and multiprocessing do it."""
+    head, x = head_of(BOOKS[3]), features(BOOKS[3])
+    wide = x.astype(np.float64)
+    wanted = head.logits(x), head.logits(wide)
+    for other in (pickle.loads(pickle.dumps(head)), copy.deepcopy(head), copy.copy(head)):
+        for got, want in zip((other.logits(x), other.logits(wide)), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert other.codebook.digest == head.codebook.digest
+    joblib = pytest.importorskip("joblib")
+    joblib.dump(head, tmp_path / "head.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "head.joblib").logits(x), wanted[0])
 
 
 # Wrong files.

@@ -6,6 +6,8 @@ python tools/wheels.py test python3.10 python3.12 … -- torch==2.10.0 torch==2.
 A wheel is for one version of Python: the NumPy module is made with pybind11, which has no stable
 ABI (abi3). The kernels and the other libraries do not depend on it and are compiled once for all:
 an interpreter needs pybind11 only, and torch's headers come from the environment of this script.
+auditwheel names the oldest glibc that a wheel runs on: that of the building machine, about. Linking
+libstdc++ statically raised it there (Debian 12: from 2.35 to 2.36, which its random_device wants).
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def environment(python: str, folder: str, *packages: object) -> Path:
 def build(pythons: list[str]) -> None:
     DIST.mkdir(exist_ok=True)
     torch = Path(next(iter(importlib.util.find_spec("torch").submodule_search_locations)))  # type: ignore[union-attr, arg-type]
-    options = f"-DFIXCLF_CUDA=OFF -DFIXCLF_WHEEL=ON -DFIXCLF_TORCH_DIR={torch}"
+    options = f"-DFIXCLF_CUDA=OFF -DFIXCLF_TORCH_DIR={torch}"
     variables = {**os.environ, "FIXCLF_CMAKE_ARGS": options}
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", DIST, ROOT)
     for python in pythons:
@@ -90,8 +92,8 @@ def build(pythons: list[str]) -> None:
             run(*command, "-w", wheels, ROOT, env=variables)
             (wheel,) = Path(wheels).iterdir()
             excluded = [option for name in EXCLUDED for option in ("--exclude", name)]
-            repair = (sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", DIST, wheel)
-            run(*repair)
+            repair = (sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded)
+            run(*repair, "-w", DIST, wheel)
     for wheel in sorted(DIST.glob("*.whl")):
         check_strings(wheel)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")

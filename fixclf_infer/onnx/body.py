@@ -194,7 +194,8 @@ def head_function(
     body = _Body()
     z = body.logits(head, rank)
     if head.k:
-        k = body.integers(head.k)
+        # Not a constant for shape inference, which in ONNX Runtime up to 1.23 misreads it.
+        k = body.cast(body.integers(head.k), TensorProto.INT64)
         values = "raw" if head.log_probabilities else "values"
         body.nodes.append(helper.make_node("TopK", [z, k], [values, "indices"]))
         body("ReduceLogSumExp", z, body.integers(-1), output="logsumexp", keepdims=0)

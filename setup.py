@@ -35,7 +35,9 @@ class CMakeBuild(build_ext):
         package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
         # Of their own: what a wheel was configured with must not stay for the editable install.
         build = ROOT / "build" / ("cmake" if self.editable_mode else "cmake-wheel")
-        options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+        # What an earlier build found with another Python is forgotten; its kernels are kept.
+        options = ["-UPython_*", "-U_Python_*", "-Upybind11_*"]
+        options += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         options += ["-GNinja"] if shutil.which("ninja") else []
         options += os.environ.get("FIXCLF_CMAKE_ARGS", "").split()
         for arguments in (

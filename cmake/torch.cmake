@@ -13,8 +13,8 @@ if(failed)
     "install it, or build without with -DFIXCLF_TORCH=OFF")
 endif()
 
-fixclf_hide_path(${torch_dir}/include)
 add_library(fixclf_torch MODULE csrc/bindings/torch/ops.cc)
+fixclf_hide_paths(fixclf_torch ${torch_dir}/include)
 target_include_directories(fixclf_torch SYSTEM PRIVATE ${torch_dir}/include)
 # One binary for torch 2.10 and everything after it.
 target_compile_definitions(fixclf_torch PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)

@@ -13,7 +13,9 @@ libstdc++ statically raised it there (Debian 12: from 2.35 to 2.36, which its ra
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -86,6 +88,8 @@ def build(pythons: list[str]) -> None:
     variables = {**os.environ, "FIXCLF_CMAKE_ARGS": options}
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", DIST, ROOT)
     for python in pythons:
+        for old in (ROOT / "build").glob("lib*"):  # setuptools packs whatever is there
+            shutil.rmtree(old)
         with TemporaryDirectory() as folder, TemporaryDirectory() as wheels:
             fresh = environment(python, folder, *BUILD)
             command = (fresh, "-m", "pip", "wheel", "-qq", "--no-build-isolation", "--no-deps")
@@ -95,14 +99,19 @@ def build(pythons: list[str]) -> None:
             repair = (sys.executable, "-m", "auditwheel", "repair", "--strip", *excluded)
             run(*repair, "-w", DIST, wheel)
     for wheel in sorted(DIST.glob("*.whl")):
-        check_strings(wheel)
+        check_contents(wheel)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
 
 
-def check_strings(wheel: Path) -> None:
-    """No path of this machine is in it."""
+def check_contents(wheel: Path) -> None:
+    """It has the three libraries and no path of this machine."""
     paths = [str(p).encode() for p in (ROOT, Path(sys.prefix), Path(sys.base_prefix), Path.home())]
     with zipfile.ZipFile(wheel) as archive:
+        libraries = sorted(name for name in archive.namelist() if name.endswith(".so"))
+        expected = ["_native.", "libfixclf_onnxruntime.so", "libfixclf_torch.so"]
+        for library, name in itertools.zip_longest(libraries, expected, fillvalue="nothing"):
+            if not library.startswith(f"fixclf_infer/{name}"):
+                raise SystemExit(f"{wheel.name}: holds {library}, expected {name}")
         for name in archive.namelist():
             content = archive.read(name)
             for path in paths:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,20 +68,22 @@ def _session_type() -> type[InferenceSession]:
 
     calls = _Calls()
 
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def guarded_call(*args: Any, **kwargs: Any) -> Any:
+            if not threading.current_thread().daemon:  # the end waits for it anyway
+                return call(*args, **kwargs)
+            with calls:
+                return call(*args, **kwargs)
+
+        return guarded_call
+
     class Session(InferenceSession):  # type: ignore[misc]  # onnxruntime has no types
         """An InferenceSession that a daemon thread may run while the process ends."""
 
-        def run(self, *args: Any, **kwargs: Any) -> Any:
-            with calls:
-                return super().run(*args, **kwargs)
-
-        def run_with_ort_values(self, *args: Any, **kwargs: Any) -> Any:
-            with calls:
-                return super().run_with_ort_values(*args, **kwargs)
-
-        def run_with_iobinding(self, *args: Any, **kwargs: Any) -> Any:
-            with calls:
-                return super().run_with_iobinding(*args, **kwargs)
+        run = guarded(InferenceSession.run)
+        run_with_ort_values = guarded(InferenceSession.run_with_ort_values)
+        run_with_iobinding = guarded(InferenceSession.run_with_iobinding)
 
     return Session
 

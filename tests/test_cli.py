@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script import run
 from typer.testing import CliRunner
 
 import fixclf_infer
@@ -71,3 +72,9 @@ def test_no_command_prints_help_and_an_unknown_one_fails() -> None:
     result = call("inform")
     assert result.returncode == 2
     assert "inform" in result.stderr
+
+
+def test_shells_can_complete_it() -> None:
+    script = "from fixclf_infer.cli import app; app(prog_name='fixclf')"
+    done = run(script, _FIXCLF_COMPLETE="source_bash")
+    assert "complete -o default -F _fixclf_completion fixclf" in done.stdout

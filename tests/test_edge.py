@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import threading
 import zipfile
 from collections.abc import Callable
@@ -275,10 +277,24 @@ def test_tensors_as_other_writers_store_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.logits(features(book)), head.logits(features(book)))
 
 
+def test_pickled_and_copied(tmp_path: Path) -> None:
+    """As joblib and multiprocessing do it."""
+    head, x = head_of(BOOKS[3]), features(BOOKS[3])
+    wide = x.astype(np.float64)
+    wanted = head.logits(x), head.logits(wide)
+    for other in (pickle.loads(pickle.dumps(head)), copy.deepcopy(head), copy.copy(head)):
+        for got, want in zip((other.logits(x), other.logits(wide)), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert other.codebook.digest == head.codebook.digest
+    joblib = pytest.importorskip("joblib")
+    joblib.dump(head, tmp_path / "head.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "head.joblib").logits(x), wanted[0])
+
+
 # Wrong files.
 
 
-def rewrite(path: Path, to: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
+def rewrite(path: Path, to: Path, edit: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Path:
     """A copy of an .npz file with its fields and arrays edited."""
     with np.load(path) as file:
         arrays = dict(file)
@@ -302,23 +318,28 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WRONG: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = [
     (
-        "format_version is 2, written by a newer fixclf_infer",
-        lambda f, a: f.update(format_version=2),
+        "format_version is 3, written by a newer fixclf_infer",
+        lambda f, a: f.update(format_version=3),
     ),
     ("attribute negate is missing", lambda f, a: f.pop("negate")),
-    ("attribute log2 is missing", lambda f, a: f.update(log2="1")),
+    ("attribute scale_checksum is missing", lambda f, a: f.pop("scale_checksum")),
+    ("attribute epilogue is unknown", lambda f, a: f.update(epilogue=0)),
+    ("log2 is '1', expected an integer", lambda f, a: f.update(log2="1")),
     ("bias is missing, but has_bias is 1", lambda f, a: a.pop("bias")),
     ("a bias is given, but has_bias is 0", lambda f, a: f.update(has_bias=0)),
-    ("bias is float64 [100], expected float32 [100]", lambda f, a: a.update(bias=np.zeros(100))),
+    ("bias is int64 [100], expected floats [100]", lambda f, a: a.update(bias=np.arange(100))),
     (
-        "bias is float32 [99], expected float32 [100]",
+        "bias is float32 [99], expected floats [100]",
         lambda f, a: a.update(bias=np.zeros(99, np.float32)),
     ),
     (
-        "alpha is int64 [], expected one element of float32",
+        "alpha is int64 [], expected one element of a float type",
         lambda f, a: a.update(alpha=np.array(3)),
     ),
-    ("alpha is nan, expected a finite", lambda f, a: a.update(alpha=np.float32(np.nan))),
+    ("alpha is nan, expected a finite", lambda f, a: a.update(alpha=np.float64(np.nan))),
+    ("alpha or the bias was changed", lambda f, a: a.update(alpha=np.float32(9.25))),
+    ("alpha or the bias was changed", lambda f, a: a.update(bias=a["bias"] + 1)),
+    ("an attribute, the sign masks or the base", lambda f, a: f.update(row_offset=2)),
     ("base is missing, but base_order is 12", lambda f, a: a.pop("base")),
     ("base_order is 0, expected 1 to 512", lambda f, a: f.update(base_order=0)),
     ("log2 is 21, expected 0 to 20", lambda f, a: f.update(log2=21)),
@@ -334,7 +355,7 @@ WRONG: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("message, edit", WRONG, ids=[m for m, _ in WRONG])
+@pytest.mark.parametrize("message, edit", WRONG, ids=str)
 def test_wrong_npz(
     message: str,
     edit: Callable[[dict[str, Any], dict[str, Any]], None],
@@ -390,7 +411,7 @@ def test_damaged_files_raise_value_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_tampered_onnx(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")
     from fixclf_infer.onnx import Head, head_model
 
     def broken(edit: Callable[[Any], Any], k: int = 0) -> Path:
@@ -405,7 +426,7 @@ def test_tampered_onnx(tmp_path: Path) -> None:
         tensor.raw_data = bytes(len(tensor.raw_data))
 
     def element(model: Any) -> None:
-        next(t for t in model.graph.initializer if t.name == "bias").data_type = 11
+        next(t for t in model.graph.initializer if t.name == "bias").data_type = 9
 
     def external(model: Any) -> None:
         next(t for t in model.graph.initializer if t.name == "bias").data_location = 1
@@ -419,13 +440,29 @@ def test_tampered_onnx(tmp_path: Path) -> None:
     def dims(model: Any) -> None:
         next(t for t in model.graph.initializer if t.name == "bias").dims[0] = -100
 
+    def renamed(model: Any) -> None:
+        next(a for a in model.graph.node[0].attribute if a.name == "epilogue").name = "epilogux"
+
+    def unknown(model: Any) -> None:
+        model.graph.node[0].attribute.append(onnx.helper.make_attribute("kind", 1))
+
+    def text(model: Any) -> None:
+        model.graph.node[0].attribute.append(onnx.helper.make_attribute("note", "x"))
+
+    def prefixed(model: Any) -> None:
+        model.graph.node[0].op_type = "a_FixedHead"
+
     for edit, message in [
-        (signs, "FixedHead 'head': the sign masks or the base matrix were changed"),
-        (element, "bias has the element type 11, expected 1 (float) or 2 (uint8)"),
-        (external, "bias is in another file, expected it in this one"),
+        (signs, "the sign masks or the base matrix were changed"),
+        (element, "bias has the element type 9, expected one of 1, 2, 10, 11, 16"),
+        (external, "bias is in '', expected a file in the folder of the model"),
         (computed, "bias is computed, expected an initialiser"),
         (no_alpha, "alpha is missing"),
-        (dims, "bias has 400 bytes, expected float32 of shape [-100]"),
+        (dims, "bias has the shape [-100]"),
+        (renamed, "attribute epilogue is missing"),
+        (unknown, "attribute kind is unknown, expected format_version, in_features"),
+        (text, "attribute note is no integer"),
+        (prefixed, "has a node a_FixedHead, expected one of FixedHead, FixedHeadTopK: a tool put"),
     ]:
         with pytest.raises(ValueError) as caught:
             FixedHead.load(broken(edit))

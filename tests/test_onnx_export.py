@@ -129,8 +129,11 @@ def test_the_file(two: tuple[nn.Module, Path]) -> None:
     assert not any(n.metadata_props for n in file.graph.node)
     assert [d.dim_param for d in file.graph.input[0].type.tensor_type.shape.dim] == ["batch", ""]
     metadata = {p.key: p.value for p in file.metadata_props}
-    assert metadata["ai.fixclf.format_version"] == "1"
-    recorded = [from_identity(i) for i in json.loads(metadata["ai.fixclf.codebooks"])]
+    recorded = [
+        from_identity(json.loads(value))
+        for key, value in metadata.items()
+        if key.startswith("ai.fixclf.codebook.")
+    ]
     assert [b.digest for b in recorded] == [m.codebook.digest for m in (model.many, model.few)]
 
 
@@ -334,3 +337,97 @@ def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.M
     assert verify(path, library=False, calls=1).ok
     x = torch.randn(3, 4)
     np.testing.assert_allclose(run(path, False, x)[0], model(x).softmax(-1).detach(), atol=1e-6)
+
+
+# Models that call more than the head.
+
+
+class Reductions(nn.Module):
+    """Everything a forward may call, with a mask of its own and one that comes with the input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = FixedClassifier(16, 30, codebook=kind)
+        nn.init.normal_(self.head.bias)
+        self.register_buffer("own", torch.arange(30) % 3 != 1)
+
+    def forward(self, x: Tensor, ids: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+        head, many = self.head, torch.stack([ids, ids.flip(0)], -1)
+        return (
+            *head.topk(x, 4),
+            *head.topk(x, 4, log_probabilities=True),
+            *head.topk(x, 4, allowed=self.own),
+            *head.topk(x, 4, log_probabilities=True, allowed=allowed),
+            head.argmax(x),
+            head.argmax(x, allowed=allowed),
+            head.log_prob(x, ids),
+            head.log_prob(x, many, allowed=self.own),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_topk_argmax_and_log_prob_in_forward(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Reductions("auto")
+    assert model.own[0] and not model.own[1]
+
+    def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(batch)
+        allowed = torch.rand(batch, 30) < 0.6
+        allowed[:, 7] = True
+        ids = 3 * torch.arange(batch) % 30
+        return torch.randn(batch, 16).to(dtype), ids, allowed
+
+    export(model, inputs(2), tmp_path / "m.onnx")
+    kinds = operators(tmp_path / "m.onnx")
+    assert kinds.count("FixedHeadTopK") == 3 and kinds.count("FixedHead") == 1  # logits, shared
+    for library in (False, True) if onnx_tools.LIBRARY else (False,):
+        for batch in (1, 5):
+            want = model(*inputs(batch))
+            got = run(tmp_path / "m.onnx", library, *inputs(batch))
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_allclose(a, b.detach().numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "call, what",
+    [
+        (lambda head, x: head.sample(x), "samples"),
+        (lambda head, x: head.loss(x, x[:, 0].long()), "computes a loss"),
+    ],
+)
+def test_what_a_file_does_not_hold(
+    call: Callable[[FixedClassifier, Tensor], Tensor], what: str, tmp_path: Path
+) -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = FixedClassifier(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(self.head, x)
+
+    with pytest.raises(ValueError, match=f"the model {what}, expected logits, probabilities, top"):
+        export(Calls(), torch.zeros(2, 16), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model(whole: bool, tmp_path: Path) -> None:
+    model = small()
+    x = torch.randn(3, 4)
+    want = model(x).detach()
+    if whole:
+        model = torch.compile(model)
+    else:
+        model[1] = torch.compile(model[1])
+    export(model, torch.randn(2, 4), tmp_path / "m.onnx")
+    (got,) = run(tmp_path / "m.onnx", False, x)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_torch_onnx_export_says_what_to_call(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"call fixclf_infer\.onnx\.export instead"),
+        pytest.raises(Exception, match="fixclf"),
+    ):
+        torch.onnx.export(small(), (torch.randn(2, 4),), tmp_path / "m.onnx", dynamo=True)

@@ -11,16 +11,19 @@ import onnx
 import onnx_tools  # noqa: F401  # skips without onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_tools import WAYS, change, needs_library, needs_topk, operators
+from onnx_tools import LIBRARY, WAYS, change, needs_library, needs_topk, operators
+from script import TESTS
 from script import run as run_script
 from typer.testing import CliRunner
 
-from fixclf_infer import codebook
+from fixclf_infer import codebook, reference
 from fixclf_infer.cli import app
+from fixclf_infer.edge import FixedHead
 from fixclf_infer.epilogue import Epilogue
-from fixclf_infer.fileformat import checksum
+from fixclf_infer.fileformat import FORMAT_VERSION, checksum, scale_checksum
 from fixclf_infer.onnx import Head, head_model, runtime, session, verify
 
+FILES = TESTS / "files"
 BOOK = codebook(12, 100, "search")  # sign masks and a base matrix
 
 
@@ -80,6 +83,25 @@ print([m for m in ("torch", "onnx", "onnxruntime") if m in sys.modules])
     assert run_script(script).stdout.strip() == "[]"
 
 
+def test_the_process_ends_with_its_own_code_under_a_daemon_thread(file: Path) -> None:
+    script = """
+import sys, threading, time
+import numpy as np
+from fixclf_infer.onnx import session
+runtime = session(sys.argv[1], library=False)
+x = np.ones((2000, 12), np.float32)
+def work():
+    while True:
+        runtime.run(None, {"X": x})
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+sys.exit(7)
+"""
+    result = run_script(script, str(file), check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 # Files that are wrong.
 
 
@@ -123,6 +145,26 @@ def drop_attribute(model: ModelProto) -> None:
     del node_of(model).attribute[:1]
 
 
+def rename_attribute(name: str, to: str) -> Callable[[ModelProto], None]:
+    def edit(model: ModelProto) -> None:
+        next(a for a in node_of(model).attribute if a.name == name).name = to
+
+    return edit
+
+
+def add_attribute(name: str, value: int | str) -> Callable[[ModelProto], None]:
+    return lambda model: node_of(model).attribute.append(helper.make_attribute(name, value))
+
+
+def rename_operator(name: str) -> Callable[[ModelProto], None]:
+    """As onnx.compose does."""
+
+    def edit(model: ModelProto) -> None:
+        node_of(model).op_type = model.functions[0].name = name
+
+    return edit
+
+
 def set_metadata(key: str, value: str) -> Callable[[ModelProto], None]:
     def edit(model: ModelProto) -> None:
         values = {p.key: p.value for p in model.metadata_props} | {key: value}
@@ -148,13 +190,21 @@ def no_bias_attribute(model: ModelProto) -> None:
 
 
 BAD = [
-    (set_attribute("format_version", 2), "format_version is 2, written by a newer fixclf_infer"),
-    (set_metadata("ai.fixclf.format_version", "2"), "format version is 2, written by a newer"),
+    (set_attribute("format_version", 3), "format_version is 3, written by a newer fixclf_infer"),
+    (set_metadata("ai.fixclf.format_version", "3"), "format version is 3, written by a newer"),
     (record_identity(version=99), "records version 99 of the codebook 'search', but this fixclf"),
     (record_identity(kind="golay"), "records a codebook of unknown kind 'golay'"),
-    (set_metadata("ai.fixclf.codebooks", "{"), "ai.fixclf.codebooks is not a JSON list of obj"),
-    (tamper("signs"), "FixedHead 'head': the sign masks or the base matrix were changed"),
-    (tamper("base"), "FixedHead 'head': the sign masks or the base matrix were changed"),
+    (set_metadata("ai.fixclf.codebooks", "{"), "ai.fixclf.codebooks is not JSON of a code"),
+    (set_metadata("ai.fixclf.codebook.1", "1"), "ai.fixclf.codebook.1 is not JSON of a codebook"),
+    (tamper("signs"), "FixedHead 'head': an attribute, the sign masks or the base matrix were ch"),
+    (tamper("base"), "FixedHead 'head': an attribute, the sign masks or the base matrix were ch"),
+    (set_attribute("epilogue", 0), "FixedHead 'head': an attribute, the sign masks or the base m"),
+    (set_initialiser("alpha", np.float32(9.5)), "FixedHead 'head': alpha or the bias was changed"),
+    (set_initialiser("bias", np.ones(100, np.float32)), "'head': alpha or the bias was changed"),
+    (rename_attribute("epilogue", "epilogux"), "FixedHead 'head': attribute epilogue is missing"),
+    (add_attribute("kind", 1), "FixedHead 'head': attribute kind is unknown, expected format_ver"),
+    (add_attribute("note", "text"), "FixedHead 'head': attribute note is no integer"),
+    (rename_operator("a_FixedHead"), "the model has a node a_FixedHead, expected one of FixedHea"),
     (drop_input(2), "FixedHead 'head': bias is missing, but has_bias is 1"),
     (no_bias_attribute, "FixedHead 'head': a bias is given, but has_bias is 0"),
     (drop_input(3), "the sign masks or the base matrix were changed|num_classes is 100, expected"),
@@ -167,15 +217,15 @@ BAD = [
     (set_attribute("center", 1), "FixedHead 'head': center is 1, which needs one block"),
     (
         set_initialiser("alpha", np.ones(2, np.float32)),
-        r"FixedHead 'head': alpha is float32 \[2\], expected one element of float32",
+        r"FixedHead 'head': alpha is float32 \[2\], expected one element of a float type",
     ),
     (
-        set_initialiser("bias", np.ones(100)),
-        r"FixedHead 'head': bias is float64 \[100\], expected float32 \[100\]",
+        set_initialiser("bias", np.ones(100, np.int32)),
+        r"FixedHead 'head': bias is int32 \[100\], expected floats \[100\]",
     ),
     (
         set_initialiser("bias", np.ones((1, 100), np.float32)),
-        r"FixedHead 'head': bias is float32 \[1, 100\], expected float32 \[100\]",
+        r"FixedHead 'head': bias is float32 \[1, 100\], expected floats \[100\]",
     ),
     (
         set_initialiser("signs", np.zeros(2, np.uint8)),
@@ -202,6 +252,30 @@ def test_a_wrong_file_is_refused(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_every_format_version_is_read(version: int) -> None:
+    """tests/files holds a file of each, written by the release that had it, and their logits."""
+    with np.load(FILES / "logits.npz") as file:
+        x, logits = file["x"], file["logits"]
+    probabilities = reference.apply_epilogue(logits, Epilogue.SOFTMAX)
+    softmax, topk = (FILES / f"format{version}{end}.onnx" for end in ("", "_topk"))
+    for library in (False, True) if LIBRARY else (False,):
+        (y,) = session(softmax, library=library).run(None, {"X": x})
+        np.testing.assert_allclose(y, probabilities, atol=1e-6)
+        values, indices, _ = session(topk, library=library).run(None, {"X": x})
+        np.testing.assert_array_equal(indices, np.argsort(-logits, axis=-1)[:, :3])
+        np.testing.assert_allclose(values, np.take_along_axis(logits, indices, -1), atol=1e-5)
+    for path in (softmax, topk, FILES / f"format{version}.npz"):
+        np.testing.assert_allclose(FixedHead.load(path).logits(x), logits, atol=1e-5)
+
+
+def test_a_name_that_is_no_text(file: Path, tmp_path: Path) -> None:
+    damaged = file.read_bytes().replace(b"FixedHead", b"Fix\xff\xfeHead")
+    (tmp_path / "bad.onnx").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"is damaged: a name in it is not UTF-8|not an ON"):
+        session(tmp_path / "bad.onnx")
+
+
 def test_k_out_of_range(tmp_path: Path) -> None:
     path = tmp_path / "k.onnx"
     onnx.save(head_model(Head(BOOK, False, k=5), 9.0), path)
@@ -216,7 +290,8 @@ def test_other_bits_with_a_right_checksum(file: Path, tmp_path: Path) -> None:
     def edit(model: ModelProto) -> None:
         tamper("signs")(model)
         value = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        set_attribute("checksum", checksum(value["signs"], value["base"]))(model)
+        fields = {a.name: a.i for a in node_of(model).attribute}
+        set_attribute("checksum", checksum(fields, value["signs"], value["base"]))(model)
 
     bad = change(file, tmp_path / "bad.onnx", edit)
     with pytest.raises(ValueError, match="the metadata records 'search', but no head has its bits"):
@@ -228,7 +303,7 @@ def test_a_body_that_computes_something_else(file: Path, tmp_path: Path) -> None
 
     def edit(model: ModelProto) -> None:
         (body,) = model.functions
-        node = next(n for n in body.node if n.op_type == "Add" and "bias" in n.input)
+        node = next(n for n in body.node if n.op_type == "Add")
         node.op_type = "Sub"
 
     bad = change(file, tmp_path / "bad.onnx", edit)
@@ -253,11 +328,18 @@ def test_no_model_and_no_head(tmp_path: Path) -> None:
         verify(tmp_path / "relu.onnx")
 
 
-def test_checksum_is_fnv_1a() -> None:
-    """Known values: the empty string, and "foobar"."""
-    assert checksum(None, None) == 0xCBF29CE484222325 - 2**64
+def test_checksums() -> None:
+    """Known values: FNV-1a of the empty string and of "foobar"; CRC-32 of "123456789"."""
+    old = {"format_version": 1}
+    assert checksum(old, None, None) == 0xCBF29CE484222325 - 2**64
     bits = np.frombuffer(b"foobar", np.uint8)
-    assert checksum(bits[:3], bits[3:]) == 0x85944171F73967E8 - 2**64
+    assert checksum(old, bits[:3], bits[3:]) == 0x85944171F73967E8 - 2**64
+    new = {"format_version": int.from_bytes(b"12345678", "little"), "checksum": 5}
+    assert checksum(new, np.frombuffer(b"9", np.uint8), None) == 0xCBF43926
+    floats = np.frombuffer(b"12345678", np.float32)
+    assert scale_checksum(floats[:1], floats[1:], True) == 0x9AE0DAAF
+    assert scale_checksum(floats[:1], None, True) == 0
+    assert scale_checksum(floats[:1].astype(np.float16), None, False) == 0
 
 
 def test_weights_in_another_file(file: Path, tmp_path: Path) -> None:

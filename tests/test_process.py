@@ -148,6 +148,56 @@ print(os.waitstatus_to_exitcode(status))
     assert run(script, timeout=60).stdout.strip() == "0"
 
 
+def test_a_child_forked_while_the_pool_works_may_set_its_threads() -> None:
+    script = """
+import os, signal, threading
+import numpy as np
+from fixclf_infer import _native, hadamard_transform
+_native.set_num_threads(3)
+x = np.random.default_rng(0).standard_normal((100000, 64)).astype(np.float32)
+want = hadamard_transform(x)
+def work():
+    while True:
+        hadamard_transform(x)
+threading.Thread(target=work, daemon=True).start()
+for i in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that hangs is killed
+        _native.set_num_threads(2)
+        same = np.array_equal(hadamard_transform(x), want)
+        os._exit(0 if same and _native.num_threads() == 2 else 3)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+print("done")
+os._exit(0)
+"""
+    assert run(script, timeout=60).stdout.strip() == "done"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_process_ends_with_its_own_code_under_a_daemon_thread(threads: int) -> None:
+    """It is inside of a call, or wants the GIL back, while the interpreter ends."""
+    script = f"""
+import sys, threading, time
+import numpy as np
+from fixclf_infer import codebook, edge, hadamard_transform
+edge.set_num_threads({threads})
+head = edge.FixedHead(codebook(64, 3000), 9.0)
+x = np.ones((2000, 64), np.float32)
+def work(call):
+    while True:
+        call(x)
+for call in (head.logits, head.argmax, hadamard_transform):
+    threading.Thread(target=work, args=(call,), daemon=True).start()
+time.sleep(0.2)
+sys.exit(7)
+"""
+    for _ in range(3):
+        result = run(script, check=False, timeout=60)
+        assert (result.returncode, result.stderr) == (7, "")
+
+
 def test_a_spawned_child_gives_the_same_bits() -> None:
     x = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
     context = multiprocessing.get_context("spawn")

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from backends import TORCH_ERRORS, to_numpy, to_torch
+from backends import to_numpy, to_torch
 from cases import DTYPES, NUMPY_DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,10 +210,9 @@ def test_unaligned_rows(isa: str, rng: np.random.Generator) -> None:
 def test_empty_batches(isa: str, shape: tuple[int, ...], dtype: str) -> None:
     x = np.empty(shape, NUMPY_DTYPES[dtype])
     if shape[-1] == 0:
-        with pytest.raises(ValueError, match="x has 0 elements in its last dimension, expected a"):
-            hadamard_transform(x)
-        with pytest.raises(TORCH_ERRORS, match="x has 0 elements in its last dimension, expected"):
-            hadamard_transform(to_torch(x))
+        for empty in (x, to_torch(x)):
+            with pytest.raises(ValueError, match="order is 0, expected at least the 0 elements"):
+                hadamard_transform(empty)
         return
     for got in (hadamard_transform(x), to_numpy(hadamard_transform(to_torch(x)))):
         assert got.shape == shape

@@ -277,6 +277,74 @@ def test_extreme_rows(name: str, rng: np.random.Generator) -> None:
         assert np.isfinite(part[:6]).all() and np.isnan(part[6:]).all()
 
 
+@pytest.mark.parametrize("alpha", [20.0, 1e-30, 3e38])
+@pytest.mark.parametrize("name", ["one block", "folded", "masked", "base matrix", "centred"])
+def test_huge_features_without_normalisation(name: str, alpha: float) -> None:
+    """Sums beyond the range: infinite where the logit is, and never NaN."""
+    book = BOOKS[name]
+    x = np.zeros((3, book.in_features), np.float32)
+    x[0, :2] = 1e38
+    x[1, :4] = 3e38, 3e38, -3e38, -3e38
+    x[2] = 1e-5
+    got = Head(book, alpha, normalize=False).map(x).astype(np.float64)
+    values = x.astype(np.float64)
+    want = np.float64(np.float32(alpha)) * (values @ expand(book).T)
+    norm = np.linalg.norm(values, axis=1, keepdims=True) * np.sqrt(book.in_features)
+    bound = np.broadcast_to(4 * 2.0**-23 * alpha * norm, want.shape)
+    assert not np.isnan(got).any()
+    finite = np.isfinite(got)
+    assert (np.abs(got - want)[finite] <= bound[finite]).all()
+    assert ((np.abs(want) + bound)[~finite] > 3.4e38).all()
+
+
+@pytest.mark.parametrize("log2", [1, 5, 9])
+def test_transforms_beyond_the_range(log2: int, rng: np.random.Generator) -> None:
+    n = 1 << log2
+    x = random_rows(rng, 3, n)
+    x[1] = np.where(np.arange(n) % 2, -3e38, 3e38)
+    got = to_host(ops.hadamard_transform(on_device(x), 1 / n))
+    np.testing.assert_array_equal(got[1], np.where(np.arange(n) == 1, np.float32(3e38), 0))
+    alone = to_host(ops.hadamard_transform(on_device(x[2:]), 1 / n))
+    np.testing.assert_array_equal(alone, got[2:])
+    x[:] = 0
+    x[0, :2] = 1, -1
+    x[1, 0] = 1e-40
+    odd = np.arange(n) % 2 == 1
+    got = to_host(ops.hadamard_transform(on_device(x), 1e300))
+    np.testing.assert_array_equal(got[0], np.where(odd, np.inf, 0))
+    np.testing.assert_array_equal(got[1:], [[np.inf] * n, [0] * n])
+    got = to_host(ops.hadamard_transform(on_device(x), 1e-42))
+    np.testing.assert_allclose(got[0], np.where(odd, 2e-42, 0), atol=2e-45)
+
+
+@pytest.mark.parametrize("name", ["one block", "masked and negated", "several tiles"])
+def test_special_biases(name: str, rng: np.random.Generator) -> None:
+    """NaN is the largest logit; infinities, and what swallows the logarithm, as in torch."""
+    book = BOOKS[name]
+    x, c = random_rows(rng, 2, book.in_features), book.num_classes
+    ids = np.tile(np.arange(9), (2, 1))
+    for special in ({7: np.nan, c - 1: np.nan, 3: np.inf}, {3: np.inf, 5: np.inf}, {2: -np.inf}):
+        bias = random_bias(rng, c)
+        bias[list(special)] = list(special.values())
+        z = reference.logits(x, expand(book), 6.0, bias)
+        head = Head(book, 6.0, bias)
+        np.testing.assert_array_equal(head.argmax(x), np.argmax(z, -1))
+        want, order = reference.topk(z, 5)
+        values, indices, lse = head.topk(x, 5)
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_allclose(values, want, rtol=1e-5)
+        np.testing.assert_allclose(lse, reference.logsumexp(z)[:, 0], rtol=1e-5)
+        log_p = reference.log_softmax(z)
+        np.testing.assert_allclose(head.map(x, 2), log_p, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(head.map(x, 1), np.exp(log_p), atol=1e-6)
+        np.testing.assert_allclose(head.logprob(x, ids)[0], log_p[:, :9], rtol=1e-5, atol=1e-5)
+    for size in (1e30, -3e38):
+        head = Head(book, 6.0, np.full(c, size, np.float32))
+        np.testing.assert_allclose(head.topk(x, 5, True)[0], -np.log(c), rtol=1e-5)
+        np.testing.assert_allclose(head.logprob(x, ids)[0], -np.log(c), rtol=1e-5)
+        np.testing.assert_allclose(head.map(x, 2), -np.log(c), rtol=1e-5)
+
+
 # Reductions.
 
 

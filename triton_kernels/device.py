@@ -17,6 +17,8 @@ import triton.language as tl
 EMPTY = tl.constexpr(-(2**63))
 PINNED = tl.constexpr(2**63 - 1)
 
+MOST = tl.constexpr(3.4028234663852886e38)  # float32's largest number
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -175,7 +177,8 @@ def row_scale(
     ROWS: tl.constexpr,
     LOG2_BLOCK: tl.constexpr,
 ):
-    """factor, scale [ROWS] with α ⟨w, x̂⟩ / √N = scale ⟨w, factor x⟩, x̂ = x / max(‖x‖₂, 1e-12).
+    """factor, scale [ROWS] with α ⟨w, x̂⟩ / √N = scale ⟨w, factor x⟩, x̂ = x / max(‖x‖₂, 1e-12), or
+    α ⟨w, x⟩ = scale · lift(factor) ⟨w, factor x⟩ without normalisation.
 
     factor is the power of two that brings the largest |x| of the row to [1, 4), so that no square
     overflows and none that matters underflows. A row with a NaN or an infinity has scale NaN. Reads
@@ -201,8 +204,18 @@ def row_scale(
         norm = tl.maximum(tl.sqrt_rn(squares), 1e-12 * factor)
         scale = tl.div_rn(alpha, norm * root)
     else:
-        scale = tl.div_rn(alpha, factor)
+        # Where the scale is cut off, logits that are no mere rounding errors are beyond the range.
+        scale = tl.div_rn(alpha, factor * lift(factor))
+        cut = tl.minimum(tl.maximum(scale, -MOST), MOST)
+        scale = tl.where(tl.abs(alpha) <= MOST, cut, scale)
     return factor, tl.where(exponent < 255, scale, float("nan"))
+
+
+@triton.jit
+def lift(factor):
+    """Without normalisation: what sums of a huge row, factor x, are multiplied by before `scale`,
+    which alone might be beyond the range."""
+    return tl.where(factor < 2.0**-60, 2.0**40, 1.0)
 
 
 # Codebook.
@@ -278,7 +291,7 @@ def slot_values(features, factor, blocks, first_slot):
 
 
 @triton.jit
-def logits_tile(features, factor, scale, blocks, classes, first_slot):
+def logits_tile(features, factor, scale, blocks, classes, first_slot, NORMALIZE: tl.constexpr):
     """The logits of the classes in SLOTS slots: z [ROWS, 2^LOG2_TILE], −∞ where a class is
     forbidden or is none of those asked for; index and exists, vectors, one element a class.
 
@@ -307,6 +320,8 @@ def logits_tile(features, factor, scale, blocks, classes, first_slot):
         row = tl.reshape(tl.permute(row, (1, 0)), [2 * POSITIVE])
     index = row - classes.first_row
     exists = (index >= 0) & (index < classes.count)
+    if not NORMALIZE:
+        y = y * lift(factor)[:, None]
     z = y * scale[:, None]
     if classes.HAS_BIAS:
         bias = tl.load(classes.bias_ptr + index, mask=exists, other=0)
@@ -315,7 +330,8 @@ def logits_tile(features, factor, scale, blocks, classes, first_slot):
     if classes.HAS_MASK:
         rows = classes.rows[:, None]
         bits = bit_at(classes.mask_ptr, rows, index[None, :], classes.mask_stride, allowed)
-        allowed = allowed & (bits == 1)
+        # A row with a NaN among its features has no other logit.
+        allowed = allowed & ((bits == 1) | (scale != scale)[:, None])
     return tl.where(allowed, z, float("-inf")), index, exists
 
 
@@ -327,7 +343,7 @@ def join_statistics(top, total, tops, totals, LOG2_SCALE: tl.constexpr):
     """Adds Σ_i totals_i exp(tops_i) of a tile [rows, ·] to total · exp(top): the online softmax.
 
     Of logits with totals 1, or of partial results. top = −∞ stands for no term at all; a NaN makes
-    top NaN. totals are at most 2^(62 − LOG2_SCALE) in sum.
+    top NaN; +∞ as the top makes total 0 or NaN. totals are at most 2^(62 − LOG2_SCALE) in sum.
     """
     higher = tl.maximum(top, row_max(tops), propagate_nan=tl.PropagateNan.ALL)
     shift = tl.where(higher == float("-inf"), 0.0, higher)
@@ -357,8 +373,14 @@ def merged_statistics(tops_ptr, totals_ptr, rows, valid, CHUNKS: tl.constexpr, L
 
 @triton.jit
 def log_of_sum(top, total):
-    """logsumexp of statistics: −∞ for no term."""
-    return top + tl.log(total)
+    """logsumexp of statistics: −∞ for no term, +∞ if a logit is."""
+    return tl.where(top == float("inf"), top, top + tl.log(total))
+
+
+@triton.jit
+def log_probability(z, top, total):
+    """z − logsumexp, precise where |z| is so large that it swallows the logarithm; z [rows, ·]."""
+    return (z - top[:, None]) - tl.log(total)[:, None]
 
 
 # Top-k.
@@ -368,9 +390,9 @@ def log_of_sum(top, total):
 def sort_key(z, index, exists):
     """int64 keys: the larger of two logits has the larger key, of equal ones the lower index.
 
-    NaN counts as −∞, and −0 as 0. Where exists is False: EMPTY, below every key.
+    NaN is larger than any number; −0 counts as 0. Where exists is False: EMPTY, below every key.
     """
-    high = ordered(tl.where(z == z, z, float("-inf")) + 0.0).to(tl.int64) << 32
+    high = ordered(z + 0.0).to(tl.int64) << 32
     return tl.where(exists, high | (0x7FFFFFFF - index).to(tl.int64), EMPTY)
 
 

@@ -23,7 +23,7 @@ from .device import (
     Classes,
     Features,
     add_logits,
-    log_of_sum,
+    log_probability,
     logits_tile,
     merged_statistics,
     row_scale,
@@ -43,7 +43,7 @@ def epilogue(z, top, total, EPILOGUE: tl.constexpr):
     if EPILOGUE == SOFTMAX:
         z = tl.exp(z - top[:, None]) * (1.0 / total)[:, None]
     elif EPILOGUE == LOG_SOFTMAX:
-        z = z - log_of_sum(top, total)[:, None]
+        z = log_probability(z, top, total)
     elif EPILOGUE == SIGMOID:
         z = 1.0 / (1.0 + tl.exp(-z))
     return z
@@ -121,6 +121,7 @@ def map_kernel(
         ),
         Classes(first_row, class_count, bias_ptr, bias_ptr, 0, rows, HAS_BIAS, False),
         first_slot + (program % tiles) * SLOTS,
+        NORMALIZE,
     )
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)

@@ -21,6 +21,7 @@ from .device import (
     Features,
     add_logits,
     log_of_sum,
+    log_probability,
     logits_tile,
     merged_statistics,
     row_scale,
@@ -109,6 +110,7 @@ def statistics_kernel(
                 first_row, class_count, bias_ptr, mask_ptr, mask_stride, rows, HAS_BIAS, HAS_MASK
             ),
             first_slot + (chunk * TILES_PER_CHUNK + tile) * SLOTS,
+            NORMALIZE,
         )
         top, total = add_logits(top, total, z)
         if HAS_IDS:
@@ -142,8 +144,7 @@ def logprob_kernel(
     row = tl.program_id(0).to(tl.int64)
     rows = row + tl.arange(0, 1)
     top, total = merged_statistics(tops_ptr, totals_ptr, rows, rows >= 0, CHUNKS, LOG2_CHUNKS)
-    logsumexp = log_of_sum(top, total)
-    tl.store(logsumexp_ptr + rows, logsumexp)
+    tl.store(logsumexp_ptr + rows, log_of_sum(top, total))
     for begin in range(0, IDS_PER_ROW, IDS):
         i = begin + tl.arange(0, IDS)
         inside = i < IDS_PER_ROW
@@ -152,4 +153,5 @@ def logprob_kernel(
         known = (wanted >= 0) & (wanted < class_count)
         logits = tl.load(logits_ptr + places, mask=inside & known, other=float("nan"))
         tl.store(logits_ptr + places, logits, mask=inside)
-        tl.store(logprobs_ptr + places, logits - logsumexp, mask=inside)
+        logprobs = tl.reshape(log_probability(logits[None, :], top, total), [IDS])
+        tl.store(logprobs_ptr + places, logprobs, mask=inside)

@@ -11,6 +11,7 @@ a row gives logsumexp −∞. No float64; orders up to 2^14.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,6 +75,14 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     y = torch.empty((batch, n), dtype=x.dtype, device=x.device)
     each = rows_per_program(n, batch)
     if batch > 0:
+        wide = math.isfinite(scale) and scale != 0 and not 2.0**-126 <= abs(scale) < 2.0**127
+        part, more = scale, 1.0
+        if wide:
+            # Three factors; beyond 2^±300 every result is infinite or zero anyway.
+            significand, exponent = math.frexp(scale)
+            exponent = min(max(exponent, -300), 300)
+            more = 2.0 ** (exponent // 3)
+            part = math.ldexp(significand, exponent - 2 * (exponent // 3))
         launch(
             transform_kernel,
             triton.cdiv(batch, each),
@@ -81,7 +90,9 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
             y_ptr=y,
             batch=batch,
             x_stride=rows.stride(0),
-            scale=scale,
+            scale=part,
+            more=more,
+            WIDE=wide,
             ROWS=each,
             LOG2_TILE=log2(n),
         )

@@ -27,6 +27,7 @@ from .device import (
     from_sort_key,
     insert,
     log_of_sum,
+    log_probability,
     logits_tile,
     merged_statistics,
     row_scale,
@@ -118,6 +119,7 @@ def topk_kernel(
                 first_row, class_count, bias_ptr, mask_ptr, mask_stride, rows, HAS_BIAS, HAS_MASK
             ),
             first_slot + (chunk * TILES_PER_CHUNK + tile) * SLOTS,
+            NORMALIZE,
         )
         if STATISTICS:
             top, total = add_logits(top, total, z)
@@ -163,12 +165,8 @@ def topk_merge_kernel(
     if STATISTICS:
         rows = row + tl.arange(0, 1)
         top, total = merged_statistics(tops_ptr, totals_ptr, rows, rows >= 0, CHUNKS, LOG2_CHUNKS)
-        logsumexp = log_of_sum(top, total)
-        tl.store(logsumexp_ptr + rows, logsumexp)
-        # The keys of a row of NaN count as −∞: its classes are the first, and its values NaN.
-        broken = (logsumexp != logsumexp)[:, None]
+        tl.store(logsumexp_ptr + rows, log_of_sum(top, total))
         if LOG_PROBABILITIES:
-            values = values - logsumexp[:, None]
-        values = tl.where(broken, float("nan"), values)
+            values = log_probability(values, top, total)
         tl.store(values_ptr + row * K + place, values, mask=inside)
     tl.store(indices_ptr + row * K + place, indices, mask=inside)

@@ -8,7 +8,7 @@
 
 namespace fixclf {
 
-constexpr int kMaxLog2Order = 20;
+constexpr int kMaxLog2Order = 22;
 constexpr int64_t kMaxOrder = int64_t{1} << kMaxLog2Order;
 constexpr int64_t kMaxBaseOrder = 512;
 

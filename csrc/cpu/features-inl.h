@@ -112,13 +112,15 @@ struct RowLoader {
   FIXCLF_INLINE Real read_in_range(const T* x, Real* a, Real* y) const {
     using Range = NormRange<Real>;
     double squares = read<false>(x, 1, a, y);
-    if (!p.normalize) return static_cast<Real>(squares == squares ? p.alpha : squares);
+    if (!p.normalize && squares <= Range::kHigh) return static_cast<Real>(p.alpha);
     double factor = 1;
     if (!(squares >= Range::kLow && squares <= Range::kHigh)) {
       factor = squares < Range::kLow ? Range::kFactor : 1 / Range::kFactor;
       squares = read<true>(x, static_cast<Real>(factor), a, y);
       if (!(squares <= Range::kHigh)) return static_cast<Real>(__builtin_nan(""));
     }
+    if (!p.normalize)
+      return read_large(x, __builtin_ilogb(squares) / 2 - __builtin_ilogb(factor), a, y);
     // What follows is of the row times factor, its norm and eps included.
     const double norm = __builtin_sqrt(squares);
     const double divisor = (norm > 1e-12 * factor ? norm : 1e-12 * factor) * root;
@@ -133,6 +135,20 @@ struct RowLoader {
       scale = p.alpha / (divisor * (better / factor));
     }
     return static_cast<Real>(scale);
+  }
+
+  // A row without normalisation of so large a norm, about 2^exponent, that sums of its elements may
+  // overflow: a power of two brings its norm to kHigh^(1/2). Where the scale is cut off, logits
+  // that are no mere rounding errors are beyond the range of Real.
+  template <class T>
+  Real read_large(const T* x, int exponent, Real* a, Real* y) const {
+    using Range = NormRange<Real>;
+    const double factor = __builtin_ldexp(1, __builtin_ilogb(Range::kHigh) / 2 - exponent);
+    read<true>(x, static_cast<Real>(factor), a, y);
+    const double scale = p.alpha / factor;
+    return static_cast<Real>(scale > Range::kMost    ? Range::kMost
+                             : scale < -Range::kMost ? -Range::kMost
+                                                     : scale);
   }
 
   // Sums and norm are exact: the result does not depend on a common factor of the features.

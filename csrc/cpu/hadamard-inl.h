@@ -5,8 +5,13 @@
 // Cost: n k additions. Up to kBlock elements, ceil((k - log2 W - kCodelet) / kRadix) + 1 passes
 // read and write the row in the L1 cache; above, one radix-8 pass per factor of 8 goes through the
 // larger caches, and each eighth is finished before the next is begun.
+//
+// Finite rows give finite results or infinite ones, never NaN: where a sum overflowed, which the
+// processor notes at no cost, a row is done again in a smaller unit.
 #pragma once
 
+#include "cpu/math-inl.h"
+#include "cpu/overflow-inl.h"
 #include "cpu/vec/generic.h"
 
 namespace fixclf {
@@ -171,39 +176,99 @@ FIXCLF_INLINE void transform(const typename V::Real* x, typename V::Real* y, int
   transforms<V, kScale>(x, y, k, 1, scale);
 }
 
-// Rows of any dtype; the 16-bit ones pass through `scratch`, n floats.
+// One row of any dtype into another place; the 16-bit ones pass through `scratch`, n Reals.
+template <class V, class T>
+FIXCLF_INLINE void transform_row(const T* x, T* y, int k, typename V::Real scale,
+                                 typename V::Real* scratch) {
+  using Real = typename V::Real;
+  const int64_t n = int64_t{1} << k;
+  const Real* source;
+  Real* target;
+  if constexpr (std::is_same_v<T, Real>) {
+    source = x;
+    target = y;
+  } else {
+    source = target = scratch;
+    for_lanes<V>(n, [&](int64_t i, auto lanes) { lanes.store(target + i, lanes.load(x + i)); });
+  }
+  if (scale == 1) {
+    transform<V, false>(source, target, k, scale);
+  } else {
+    transform<V, true>(source, target, k, scale);
+  }
+  if constexpr (!std::is_same_v<T, Real>)
+    for_lanes<V>(n, [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(target + i)); });
+}
+
+// The same where sums, or the scale, leave the range of Real: the row is transformed multiplied by
+// a power of two, and both factors meet in double.
+template <class V, class T>
+__attribute__((noinline, cold)) void transform_wide_row(const T* x, T* y, int k, double scale,
+                                                        typename V::Real* scratch) {
+  using F = typename V::F;
+  using Real = typename V::Real;
+  const int64_t n = int64_t{1} << k;
+  F tops = {};
+  for_lanes<V>(n, [&](int64_t i, auto lanes) {
+    const F value = lanes.load(x + i);
+    tops = V::max(V::abs(value), tops);
+    lanes.store(scratch + i, value);
+  });
+  const Real top = V::reduce_max(tops);
+  // Sums are at most n top < 2^(k + 1 + the exponent of top).
+  constexpr int kHighest = sizeof(Real) == 8 ? __DBL_MAX_EXP__ - 1 : __FLT_MAX_EXP__ - 1;
+  const int room = top > 0 ? kHighest - 1 - k - __builtin_ilogb(top) : 0;
+  const double factor = __builtin_ldexp(1, room < 0 ? room : 0);
+  for_lanes<V>(n, [&](int64_t i, auto lanes) {
+    lanes.store(scratch + i, lanes.load(scratch + i) * static_cast<Real>(factor));
+  });
+  transform<V, false>(scratch, scratch, k, 1);
+  for (int64_t i = 0; i < n; ++i)
+    scratch[i] = static_cast<Real>(static_cast<double>(scratch[i]) * scale / factor);
+  for_lanes<V>(n, [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(scratch + i)); });
+}
+
+// Scratch: n Reals and, in place, as many for a row that is still needed when it was overwritten.
 template <class V, class T>
 void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void* scratch) {
   using Real = typename V::Real;
-  const int k = __builtin_ctzll(p.x.columns);
+  using Range = NormRange<Real>;
+  const int64_t n = p.x.columns;
+  const int k = __builtin_ctzll(n);
   const Real scale = static_cast<Real>(p.scale);
-  if (std::is_same_v<T, Real> && p.x.stride == p.x.columns && p.y.stride == p.x.columns) {
-    const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
-    return whole(static_cast<const Real*>(p.x.data) + begin * p.x.stride,
-                 static_cast<Real*>(p.y.data) + begin * p.y.stride, k, end - begin, scale);
+  const double size = __builtin_fabs(p.scale);
+  // Zero, an infinity and NaN are what they are in Real.
+  const bool scale_fits =
+      !(size > 0 && size < __builtin_huge_val()) || (size >= Range::kLeast && size <= Range::kMost);
+  const bool in_place = p.x.data == p.y.data;
+  Real* const room = static_cast<Real*>(scratch);
+  T* const saved = reinterpret_cast<T*>(room + n);
+  const auto x = [&](int64_t row) { return static_cast<const T*>(p.x.data) + row * p.x.stride; };
+  const auto y = [&](int64_t row) { return static_cast<T*>(p.y.data) + row * p.y.stride; };
+  if (scale_fits && !in_place) {
+    clear_overflow();
+    if (std::is_same_v<T, Real> && p.x.stride == n && p.y.stride == n) {
+      const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
+      whole(static_cast<const Real*>(p.x.data) + begin * n,
+            static_cast<Real*>(p.y.data) + begin * n, k, end - begin, scale);
+    } else {
+      for (int64_t row = begin; row < end; ++row) transform_row<V>(x(row), y(row), k, scale, room);
+    }
+    if (!overflowed()) return;
   }
+  // Whether a row is wide is found on that row alone.
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
-    T* y = static_cast<T*>(p.y.data) + row * p.y.stride;
-    const Real* source;
-    Real* target;
-    if constexpr (std::is_same_v<T, Real>) {
-      source = x;
-      target = y;
-    } else {
-      source = target = static_cast<Real*>(scratch);
-      for_lanes<V>(p.x.columns,
-                   [&](int64_t i, auto lanes) { lanes.store(target + i, lanes.load(x + i)); });
+    const T* source = x(row);
+    if (in_place) {
+      memcpy(saved, source, static_cast<size_t>(n) * sizeof(T));
+      source = saved;
     }
-    if (scale == 1) {
-      transform<V, false>(source, target, k, scale);
-    } else {
-      transform<V, true>(source, target, k, scale);
+    if (scale_fits) {
+      clear_overflow();
+      transform_row<V>(source, y(row), k, scale, room);
+      if (!overflowed()) continue;
     }
-    if constexpr (!std::is_same_v<T, Real>) {
-      for_lanes<V>(p.x.columns,
-                   [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(target + i)); });
-    }
+    transform_wide_row<V>(source, y(row), k, p.scale, room);
   }
 }
 

@@ -45,6 +45,13 @@ struct Chunks {
   }
 };
 
+// The first class of the shard that lies in the block or after it.
+FIXCLF_INLINE int64_t class_of(const Codebook& cb, int64_t block) {
+  const int64_t first = block * cb.rows_per_block() - cb.row_offset - cb.class_begin;
+  const int64_t classes = cb.class_end - cb.class_begin;
+  return first < 0 ? 0 : first < classes ? first : classes;
+}
+
 // Whether the mask has a bit among [first, first + count).
 FIXCLF_INLINE bool any_allowed(const uint8_t* mask, int64_t first, int64_t count) {
   const int64_t last = first + count - 1;
@@ -158,7 +165,8 @@ struct Head {
     char* rooms = static_cast<char*>(scratch) +
                   round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64);
     const Chunks chunks(p.codebook);
-    const int64_t step = Tile::tile(p);
+    const int64_t step = Tile::tile(p), classes = p.codebook.class_end - p.codebook.class_begin;
+    const bool suspect = Epilogue::kTakesNaN && may_hold_nan<V>(p, 0, classes);
     for (int64_t row = begin; row < end; row += step) {
       const int count = static_cast<int>(end - row < step ? end - row : step);
       Epilogue objects[kRowTile];
@@ -166,6 +174,7 @@ struct Head {
       for (int t = 0; t < count; ++t) {
         const bool live =
             objects[t].start(p, row + t, rooms + t * room(p)) && tile.load(row + t, t);
+        if (suspect) take_nan(p, row + t, 0, classes, objects[t]);
         epilogues[t] = live ? &objects[t] : nullptr;
       }
       for (int pass = 0; pass < Tile::passes(p); ++pass) {
@@ -216,8 +225,12 @@ struct Head {
       }
     }
     for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t first = class_of(p.codebook, chunks.first(chunk));
+      const int64_t after = class_of(p.codebook, chunks.last(chunk) + 1);
+      const bool suspect = Epilogue::kTakesNaN && pass == 0 && may_hold_nan<V>(p, first, after);
       for (int t = 0; t < count && pass == 0; ++t) {
         State& mine = state(p, chunk, t, states);
+        if (suspect) take_nan(p, row + t, first, after, mine.epilogue);
         epilogues[t] = mine.live ? &mine.epilogue : nullptr;
         if (chunk > begin) mine.epilogue.follow(state(p, chunk - 1, t, states).epilogue);
       }
@@ -238,6 +251,11 @@ struct Head {
   }
 
  private:
+  static void take_nan(const HeadProblem& p, int64_t row, int64_t begin, int64_t end,
+                       Epilogue& epilogue) {
+    const int64_t id = first_nan<V>(p, row, begin, end);
+    if (id < end) epilogue.take_nan(id);
+  }
   static FIXCLF_INLINE void close(bool live, Epilogue& epilogue) {
     if (live) {
       epilogue.finish();

@@ -10,7 +10,8 @@ namespace {
 
 // In bytes. Float's padding covers the narrower Double's.
 int64_t transform_scratch(const TransformProblem& p) {
-  return padded_row<Float>(p.x.columns) * size_of(accumulation_dtype(p.x.dtype));
+  const int64_t rows = p.x.data == p.y.data ? 2 : 1;
+  return rows * padded_row<Float>(p.x.columns) * size_of(accumulation_dtype(p.x.dtype));
 }
 
 int64_t adjoint_scratch(const AdjointProblem& p) {

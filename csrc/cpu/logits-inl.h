@@ -24,6 +24,8 @@ struct Segment {
   using F = typename V::F;
   using Real = typename V::Real;
   static constexpr Real kLowest = -__builtin_huge_val();
+  // W x and the scale are finite: only a bias makes a NaN.
+  static constexpr bool kMayBeNaN = kAddend != kNothing;
 
   Real* y;  // may be overwritten, with whole vectors of room: `room` says where to
   Real scale;
@@ -141,7 +143,49 @@ struct Segment {
   }
 };
 
-// Running maximum m and sum of exp(z - m) over segments, in the order in which they come.
+template <class Real>
+FIXCLF_INLINE bool is_nan(Real value) {
+  return value != value;
+}
+
+// Whether a logit is NaN. Takes a copy, so that the loops of its caller keep theirs in registers.
+template <class V, class Logits>
+__attribute__((noinline, cold)) bool holds_nan(Logits z) {
+  bool found = false;
+  z.for_logits(z.kLowest, [&](int64_t, typename V::F value, auto) {
+    for (int lane = 0; lane < V::kWidth; ++lane) found = found || is_nan(value[lane]);
+  });
+  return found;
+}
+
+// Whether a bias of the classes [begin, end) may be NaN. The sum is then; and for infinities of
+// either sign, which costs no more than a look.
+template <class V>
+__attribute__((noinline)) bool may_hold_nan(const HeadProblem& p, int64_t begin, int64_t end) {
+  if (!p.has_bias) return false;
+  const auto* bias = static_cast<const typename V::Real*>(p.bias);
+  typename V::F sums[4] = {};
+  for (; begin + 4 * V::kWidth <= end; begin += 4 * V::kWidth)
+    for (int u = 0; u < 4; ++u) sums[u] += V::load(bias + begin + u * V::kWidth);
+  for_lanes<V>(end - begin,
+               [&](int64_t i, auto lanes) { sums[0] += lanes.load(bias + begin + i); });
+  return is_nan(V::reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3])));
+}
+
+// The first class of [begin, end) whose bias, and so whose logit, is NaN and which the mask allows;
+// `end` if there is none.
+template <class V>
+int64_t first_nan(const HeadProblem& p, int64_t row, int64_t begin, int64_t end) {
+  const auto* bias = static_cast<const typename V::Real*>(p.bias);
+  const uint8_t* mask =
+      p.mask == nullptr ? nullptr : p.mask + (p.mask_rows == 1 ? 0 : row) * p.mask_bytes;
+  for (int64_t i = begin; i < end; ++i)
+    if (is_nan(bias[i]) && (mask == nullptr || (mask[i / 8] >> i % 8 & 1) != 0)) return i;
+  return end;
+}
+
+// Running maximum m and sum of exp(z - m) over segments, in the order in which they come. A NaN
+// among the logits makes both NaN; +inf as the maximum makes the sum NaN.
 template <class V>
 struct LogSumExp {
   using Real = typename V::Real;
@@ -150,39 +194,52 @@ struct LogSumExp {
   Real max = kLowest;
   double sum = 0;
 
+  // Passes over NaN.
   template <class Logits>
   FIXCLF_INLINE static Real max_of(const Logits& z) {
     auto running = V::set(kLowest);
     z.for_logits(kLowest,
-                 [&](int64_t, typename V::F value, auto) { running = V::max(running, value); });
+                 [&](int64_t, typename V::F value, auto) { running = V::max(value, running); });
     return V::reduce_max(running);
   }
 
-  // Returns the largest logit of the segment.
+  // Returns the largest logit of the segment that is a number.
   template <class Logits>
   FIXCLF_INLINE Real add(const Logits& z) {
     const Real top = max_of(z);
-    const Real higher = max > top ? max : top;
-    if (higher == kLowest) return top;
+    const Real higher = larger(max, top);
     LongSum<V> terms;
-    const auto shift = V::set(higher);
+    const auto shift = V::set(higher == kLowest ? 0 : higher);
     z.for_logits(kLowest,
                  [&](int64_t, typename V::F value, auto) { terms.add(exp<V>(value - shift)); });
-    sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) + terms.value();
+    sum = relative_to(higher) + terms.value();
     max = higher;
+    if (Logits::kMayBeNaN && is_nan(sum) && !is_nan(max) && holds_nan<V>(z))
+      max = static_cast<Real>(sum);
     return top;
   }
 
   FIXCLF_INLINE void merge(const LogSumExp& later) {
-    const Real higher = max > later.max ? max : later.max;
-    if (higher == kLowest) return;
-    sum = sum * static_cast<double>(scalar_exp<V>(max - higher)) +
-          later.sum * static_cast<double>(scalar_exp<V>(later.max - higher));
+    const Real higher = larger(max, later.max);
+    sum = relative_to(higher) + later.relative_to(higher);
     max = higher;
   }
 
   FIXCLF_INLINE double log_of_sum() const { return __builtin_log(sum); }
-  FIXCLF_INLINE Real value() const { return static_cast<Real>(max + log_of_sum()); }
+  FIXCLF_INLINE Real value() const {
+    return max == -kLowest ? max : static_cast<Real>(max + log_of_sum());
+  }
+  // z - logsumexp, precise where |z| is so large that it swallows the logarithm.
+  FIXCLF_INLINE Real log_probability(Real z) const {
+    return (z - max) - static_cast<Real>(log_of_sum());
+  }
+
+ private:
+  // NaN if one is.
+  static FIXCLF_INLINE Real larger(Real a, Real b) { return a > b || is_nan(a) ? a : b; }
+  FIXCLF_INLINE double relative_to(Real higher) const {
+    return max == higher ? sum : sum * static_cast<double>(scalar_exp<V>(max - higher));
+  }
 };
 
 // Sums over the classes of a row go chunk by chunk, each from zero: as threads share a row by
@@ -197,7 +254,8 @@ struct ChunkedLogSumExp {
   }
 };
 
-// The largest of the values that came, the lowest class on ties; class 0 if none is above -inf.
+// The largest of the values that came, the lowest class on ties; NaN is larger than any number.
+// Class 0 if none is above -inf.
 template <class V>
 struct Best {
   using F = typename V::F;
@@ -230,8 +288,14 @@ struct Best {
     id = z.first_class + first;
   }
 
+  // The logit of this class is NaN; no value that comes later is larger.
+  FIXCLF_INLINE void take_nan(int64_t nan_id) {
+    value = static_cast<Real>(__builtin_nan(""));
+    id = nan_id;
+  }
+
   FIXCLF_INLINE void merge(const Best& later) {
-    if (later.value > value) *this = later;
+    if (later.value > value || (is_nan(later.value) && !is_nan(value))) *this = later;
   }
 };
 
@@ -249,6 +313,9 @@ FIXCLF_INLINE int64_t to_line(const Out* to, int64_t count) {
 // passes(resident) times; a chunk is some blocks of them.
 struct EpilogueDefaults {
   static constexpr bool kBackwards = false;  // the segments of a block in reverse
+  // Wants to be told where biases are NaN, after start(): its loops don't look for it.
+  static constexpr bool kTakesNaN = false;
+  void take_nan(int64_t /*id*/) {}
   // Bytes beside the object, for each row.
   static constexpr int64_t room(const HeadProblem&) { return 0; }
   static constexpr int passes(bool /*resident*/) { return 1; }

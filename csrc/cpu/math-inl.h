@@ -105,10 +105,12 @@ struct NormRange;
 template <>
 struct NormRange<float> {
   static constexpr float kLow = 0x1p-60f, kHigh = 0x1p120f, kFactor = 0x1p90f;
+  static constexpr float kLeast = __FLT_MIN__, kMost = __FLT_MAX__;  // of the normal numbers
 };
 template <>
 struct NormRange<double> {
   static constexpr double kLow = 0x1p-500, kHigh = 0x1p1000, kFactor = 0x1p600;
+  static constexpr double kLeast = __DBL_MIN__, kMost = __DBL_MAX__;
 };
 
 }  // namespace

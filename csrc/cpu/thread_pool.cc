@@ -1,8 +1,9 @@
 #include "cpu/thread_pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -86,42 +87,48 @@ class Pool {
 
 int cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
-// Held while a call uses the pool or its size changes.
-std::mutex& turn() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
+// Never destroyed: at exit a call may still run, and its threads may be gone already.
+struct Shared {
+  std::mutex turn;  // held while a call uses the pool
+  Pool* pool = nullptr;
+};
+std::atomic<Shared*> shared{nullptr};
+std::atomic<int> wanted{0};
+
+// A forked child has none of the threads, and its copy of the mutex may be locked for ever: what it
+// inherited is left where it is.
+void forget() { shared = nullptr; }
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, forget);
+
+Shared& get() {
+  Shared* found = shared;
+  if (found != nullptr) return *found;
+  auto* made = new Shared;
+  if (shared.compare_exchange_strong(found, made)) return *made;
+  delete made;  // another thread was first
+  return *found;
 }
-// Never destroyed: at exit its threads may be gone already. After a fork they are, hence the pid.
-Pool* pool = nullptr;
-pid_t pool_process = 0;
-int wanted = 0;
 
 void run(void* /*state*/, int64_t count, int64_t grain, Parallel::Body body, void* body_state) {
-  const std::unique_lock lock(turn(), std::try_to_lock);
-  const int threads = lock.owns_lock() ? (wanted > 0 ? wanted : cores()) : 1;
+  Shared& own = get();
+  const std::unique_lock lock(own.turn, std::try_to_lock);
+  const int threads = lock.owns_lock() ? num_threads() : 1;
   const int64_t parts = std::min<int64_t>(threads, count / std::max<int64_t>(grain, 1));
   if (parts <= 1) return body(body_state, 0, count);
-  if (pool_process != getpid()) {
-    pool = nullptr;
-    pool_process = getpid();
+  if (own.pool == nullptr || own.pool->wanted() != threads) {
+    delete own.pool;
+    own.pool = new Pool(threads);
   }
-  if (pool == nullptr || pool->wanted() != threads) {
-    delete pool;
-    pool = new Pool(threads);
-  }
-  pool->run(count, parts, body, body_state);
+  own.pool->run(count, parts, body, body_state);
 }
 
 }  // namespace
 
-void set_num_threads(int threads) {
-  const std::lock_guard lock(turn());
-  wanted = std::clamp(threads, 0, kMaxThreads);
-}
+void set_num_threads(int threads) { wanted = std::clamp(threads, 0, kMaxThreads); }
 
 int num_threads() {
-  const std::lock_guard lock(turn());
-  return wanted > 0 ? wanted : cores();
+  const int threads = wanted;
+  return threads > 0 ? threads : cores();
 }
 
 Parallel thread_pool() { return {run, nullptr}; }

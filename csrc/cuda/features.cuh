@@ -142,8 +142,8 @@ __device__ inline Squares squares_of(const Real (&v)[kItem]) {
 }
 
 // One row as the transforms take it: features times `factor`, a power of two that brings the
-// largest near 1. Logits are scale W (factor x) + bias; scale is NaN for a row that holds a NaN or
-// an infinity.
+// largest near 1 (without normalisation: that keeps sums within the range). Logits are scale W
+// (factor x) + bias; scale is NaN for a row that holds a NaN or an infinity.
 template <class Real>
 struct Row {
   const void* x;
@@ -152,6 +152,11 @@ struct Row {
   int64_t offset;  // column_offset
   Real factor = 1;
   Real scale = 1;
+
+  static constexpr int kMostExponent = sizeof(Real) == 8 ? 1022 : 126;  // of exponent_of
+  // Without normalisation: from which size of a row's largest element on it is made smaller.
+  static constexpr int kLargeExponent = sizeof(Real) == 8 ? 500 : 60;
+  static constexpr int kCalmExponent = sizeof(Real) == 8 ? 400 : 40;
 
   __device__ Row(const Codebook& cb, const ConstMatrix& matrix, int64_t row)
       : x(static_cast<const char*>(matrix.data) + row * matrix.stride * size_of(matrix.dtype)),
@@ -178,8 +183,34 @@ struct Row {
       scale = static_cast<Real>(size / ((norm > eps ? norm : eps) * root));
     } else if (by_norm) {
       scale = 0;
+    } else if (squares.exponent > kLargeExponent) {
+      // Sums of such elements may overflow: 2^kCalmExponent becomes the largest's size. Where the
+      // scale is cut off, logits that are no mere rounding errors are beyond the range of Real.
+      const double back = power_of_two(0., squares.exponent - kCalmExponent);
+      const double wanted = size * back, limit = static_cast<double>(most(Real()));
+      factor = power_of_two(Real(), kCalmExponent - squares.exponent);
+      scale = static_cast<Real>(wanted > limit ? limit : wanted < -limit ? -limit : wanted);
     }
     if (squares.sum != squares.sum || size - size != 0) scale = nan_of(Real());
+  }
+
+  // For sums of n = 2^log2 elements that don't overflow, where `wanted` by the group; every thread
+  // calls it.
+  __device__ void shrink(const Group& group, int log2, bool wanted) {
+    int exponent = -kMostExponent;
+    for (int64_t first = kItem * group.rank(); first < features; first += kItem * group.threads()) {
+      Real v[kItem];
+      load_item(x, dtype, first, features, v);
+#pragma unroll
+      for (int e = 0; e < kItem; ++e) {
+        const int own = exponent_of(v[e]);
+        exponent = own > exponent ? own : exponent;
+      }
+    }
+    exponent = group.reduce(exponent, [](int a, int b) { return a > b ? a : b; });
+    // The exponents of NaN, infinities and the largest numbers come one too small.
+    const int room = kMostExponent - 1 - log2 - exponent;
+    if (wanted) factor = power_of_two(Real(), room < 0 ? room : 0);
   }
 
   // Columns [first, first + 32) of the padded row.

@@ -49,6 +49,14 @@ struct Logits {
     }
   }
 
+  __device__ bool holds_nan() const {
+    bool found = false;
+#pragma unroll
+    for (int e = 0; e < kItem; ++e) found = found || is_nan(z[e]);
+    return found;
+  }
+
+  // Of those that are numbers.
   __device__ Real top() const {
     Real most = z[0];
 #pragma unroll
@@ -57,34 +65,43 @@ struct Logits {
   }
 };
 
-// Running maximum and sum of exp(z - maximum).
+// Running maximum and sum of exp(z - maximum). A NaN among the logits makes both NaN; +inf as the
+// maximum makes the sum NaN.
 template <class Real>
 struct LogSumExp {
   double sum = 0;
   Real max = kLowest<Real>;
 
   __device__ void add(const Logits<Real>& logits, Real top) {
-    const Real higher = max_of(max, top);
-    if (higher == kLowest<Real>) return;
+    const Real higher = larger(max, top), shift = higher == kLowest<Real> ? 0 : higher;
     Real sums[4] = {};
 #pragma unroll
-    for (int e = 0; e < kItem; ++e) sums[e % 4] += exp_of(logits.z[e] - higher);
-    sum = sum * static_cast<double>(exp_of(max - higher)) +
-          static_cast<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (int e = 0; e < kItem; ++e) sums[e % 4] += exp_of(logits.z[e] - shift);
+    sum = relative_to(higher) + static_cast<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
     max = higher;
+    if (is_nan(sum) && logits.holds_nan()) max = nan_of(Real());
   }
   __device__ static LogSumExp join(const LogSumExp& a, const LogSumExp& b) {
     LogSumExp joined;
-    joined.max = max_of(a.max, b.max);
-    if (joined.max != kLowest<Real>)
-      joined.sum = a.sum * static_cast<double>(exp_of(a.max - joined.max)) +
-                   b.sum * static_cast<double>(exp_of(b.max - joined.max));
+    joined.max = larger(a.max, b.max);
+    joined.sum = a.relative_to(joined.max) + b.relative_to(joined.max);
     return joined;
   }
-  __device__ Real value() const { return static_cast<Real>(max + log(sum)); }
+  __device__ Real value() const {
+    return max == -kLowest<Real> ? max : static_cast<Real>(max + log(sum));
+  }
+  // z - logsumexp, precise where |z| is so large that it swallows the logarithm.
+  __device__ Real log_probability(Real z) const { return (z - max) - static_cast<Real>(log(sum)); }
+
+ private:
+  // NaN if one is.
+  __device__ static Real larger(Real a, Real b) { return a > b || is_nan(a) ? a : b; }
+  __device__ double relative_to(Real higher) const {
+    return max == higher ? sum : sum * static_cast<double>(exp_of(max - higher));
+  }
 };
 
-// The largest value, the lowest class on ties.
+// The largest value, the lowest class on ties; NaN is larger than any number.
 template <class Real>
 struct Best {
   static constexpr int kNone = 0x7fffffff;
@@ -92,7 +109,8 @@ struct Best {
   int id = kNone;
 
   __device__ void offer(Real candidate, int candidate_id) {
-    if (candidate > value || (candidate == value && candidate_id < id)) {
+    const bool same = candidate == value || (is_nan(candidate) && is_nan(value));
+    if (same ? candidate_id < id : !(candidate <= value) && !is_nan(value)) {
       value = candidate;
       id = candidate_id;
     }
@@ -101,7 +119,7 @@ struct Best {
     a.offer(b.value, b.id);
     return a;
   }
-  // Class 0 where no logit is a number.
+  // Class 0 where there is none above -inf.
   __device__ int64_t index() const { return id == kNone ? 0 : id; }
 };
 

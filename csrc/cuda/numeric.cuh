@@ -43,6 +43,15 @@ __device__ inline int exponent_of(double x) {
   const int e = static_cast<int>(__double_as_longlong(x) >> 52 & 2047) - 1023;
   return e < -1022 ? -1022 : e > 1022 ? 1022 : e;
 }
+// The largest finite number.
+__device__ inline float most(float) { return 3.402823466385288598e38f; }
+__device__ inline double most(double) { return 1.797693134862315708e308; }
+
+template <class Real>
+__device__ inline bool is_nan(Real x) {
+  return x != x;
+}
+
 // 2^e for a normal result.
 __device__ inline float power_of_two(float, int e) {
   return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);

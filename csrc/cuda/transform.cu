@@ -1,5 +1,8 @@
 #include "cuda/transform.cuh"
 
+#include <cmath>
+#include <limits>
+
 #include "cuda/launch.h"
 
 namespace fixclf::cuda {
@@ -25,7 +28,13 @@ Status transform(const TransformProblem& p, cudaStream_t stream) {
   cb.features = cb.classes = cb.class_end = p.x.columns;
   cb.base_order = cb.blocks = 1;
   while (int64_t{1} << cb.log2 < p.x.columns) ++cb.log2;
-  const TransformArguments a{p, cb, Layout(cb)};
+  const double size = std::fabs(p.scale);
+  const bool wide = p.x.dtype == DType::kFloat64;
+  const double least =
+      wide ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double most = wide ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  const bool fits = !(size > 0 && std::isfinite(size)) || (size >= least && size <= most);
+  const TransformArguments a{p, cb, Layout(cb), fits};
   return p.x.dtype == DType::kFloat64 ? run<double>(a, stream) : run<float>(a, stream);
 }
 

@@ -13,6 +13,7 @@ struct TransformArguments {
   TransformProblem p;
   Codebook codebook;  // one Sylvester block of the order
   Layout layout;
+  bool scale_fits;  // is a normal number, 0, an infinity or NaN in the accumulation dtype
 };
 
 template <class T, class Real>
@@ -61,26 +62,38 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) transform_kernel(const Tran
   const int64_t wanted = int64_t{blockIdx.x} * shared.groups() + group.index();
   const bool active = wanted < a.p.x.rows;
   const int64_t row = active ? wanted : a.p.x.rows - 1;
-  const Row<Real> x(a.codebook, a.p.x, row);
+  Row<Real> x(a.codebook, a.p.x, row);
   Block<Real> block(group, a.layout, a.codebook, shared.row(group.index()));
   char* const y = static_cast<char*>(a.p.y.data) + row * a.p.y.stride * size_of(a.p.y.dtype);
   const Real scale = static_cast<Real>(a.p.scale);
   const auto finish = [&](int item, Real(&v)[kItem]) {
+    if (x.factor == 1 && a.scale_fits) {
 #pragma unroll
-    for (int e = 0; e < kItem; ++e) v[e] *= scale;
+      for (int e = 0; e < kItem; ++e) v[e] *= scale;
+    } else {
+      const double back = 1 / static_cast<double>(x.factor);
+#pragma unroll
+      for (int e = 0; e < kItem; ++e)
+        v[e] = static_cast<Real>(static_cast<double>(v[e]) * a.p.scale * back);
+    }
     if (active) store_item(y, a.p.y.dtype, kItem * item, a.p.y.columns, v);
   };
-  block.prepare(x, 0);
-  const bool single = a.p.x.columns <= kItem;
-  block.outputs([&](const Place& place, Real(&v)[kItem], bool there) {
-    if (!there) return;
-    if (single) {
-      finish(place.first / kItem, v);
-    } else {
+  // Once more for a row of which a sum overflowed, in a smaller unit. All groups of a barrier take
+  // part; those without such a row do the same again.
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {
+    block.prepare(x, 0);
+    Real check = 0;
+    block.outputs([&](const Place& place, Real(&v)[kItem], bool there) {
+      if (!there) return;
+#pragma unroll
+      for (int e = 0; e < kItem; ++e) check = fused(v[e], Real(0), check);  // NaN for an infinity
       block.put(place, v);
-    }
-  });
-  if (single) return;
+    });
+    if (turn == 1 || !group.any(is_nan(check))) break;
+    check = group.reduce(check, [](Real p, Real q) { return p + q; });
+    x.shrink(group, a.layout.log2, is_nan(check));
+  }
   group.sync();
   for (int item = group.rank(); item < a.layout.items; item += group.threads()) {
     Real v[kItem];

@@ -582,9 +582,10 @@ void test_adjoint(const Run& run) {
 
 template <class Run>
 void test_transform(const Run& run) {
-  const int k = static_cast<int>(pick(0, 15));
-  const int64_t n = int64_t{1} << k, rows = pick(0, 3), stride = n + pick(0, 2);
   const DType dtype = kDTypes[pick(0, 3)];
+  // The largest order of every backend.
+  const int k = static_cast<int>(pick(0, dtype == DType::kFloat64 ? 14 : 15));
+  const int64_t n = int64_t{1} << k, rows = pick(0, 3), stride = n + pick(0, 2);
   const double scale = coin() ? 1 : 0.25;
   Buffer x(dtype, rows == 0 ? 0 : (rows - 1) * stride + n), y(dtype, rows * n);
   for (int64_t i = 0; i < x.count(); ++i) x.set(i, normal());
@@ -641,6 +642,159 @@ void test_extreme_rows(const Run& run) {
       for (const float z : out) CHECK(std::isfinite(z));
     } else {
       for (const float z : out) CHECK(std::isnan(z));
+    }
+  }
+}
+
+// Features whose sums are beyond the range of float32, without normalisation: finite or infinite,
+// never NaN, and right.
+template <class Run>
+void test_huge_rows(const Run& run) {
+  const float big = 3e38f;
+  for (const int64_t n : {4, 32, 64, 200}) {
+    Codebook cb{};
+    cb.features = n;
+    cb.base_order = cb.blocks = 1;
+    while (int64_t{1} << cb.log2 < n) ++cb.log2;
+    cb.classes = cb.class_end = cb.order();
+    cb.negate = true;
+    std::vector<float> x(n), out(cb.classes);
+    x[0] = x[1] = big;
+    x[2] = x[3] = -big;
+    for (const double alpha : {1.0, 0.25, 1e-30, 3e38}) {
+      HeadProblem p{};
+      p.codebook = cb;
+      p.x = {x.data(), DType::kFloat32, 1, n, n};
+      p.alpha = alpha;
+      p.out = {out.data(), DType::kFloat32, 1, cb.classes, cb.classes};
+      CHECK(run(p).ok());
+      bool good = true;
+      for (int64_t i = 0; i < cb.classes; ++i) {
+        // Row i of H_4 in the first columns: only the third sees the signs of x.
+        const double want = i % 4 == 2 ? static_cast<float>(alpha) * 4.0 * big : 0;
+        const double got = out[i];
+        good = good && (want > 3.4e38 ? got > 3.4e38 : std::abs(got - want) <= 1e-6 * want);
+      }
+      CHECK(good);
+    }
+  }
+}
+
+// The same in transforms, beside ordinary rows, whose bits don't change; and scales beyond the
+// range.
+template <class Run>
+void test_huge_transforms(const Run& run) {
+  for (const int64_t n : {2, 8, 32, 64, 1024}) {
+    const int64_t rows = 3;
+    std::vector<float> x(rows * n), y(rows * n, 0), alone(n);
+    for (int64_t i = 0; i < n; ++i) {
+      x[i] = static_cast<float>(normal());
+      x[n + i] = i % 2 == 0 ? 3e38f : -3e38f;
+      x[2 * n + i] = static_cast<float>(normal());
+    }
+    const double scale = 1 / static_cast<double>(n);
+    const auto matrix = [&](float* data, int64_t count) {
+      return Matrix{data, DType::kFloat32, count, n, n};
+    };
+    const auto input = [&](const float* data, int64_t count) {
+      return ConstMatrix{data, DType::kFloat32, count, n, n};
+    };
+    CHECK(run(TransformProblem{input(x.data(), rows), matrix(y.data(), rows), scale}).ok());
+    bool good = true;
+    for (int64_t i = 0; i < n; ++i) good = good && y[n + i] == (i == 1 ? 3e38f : 0);
+    for (int64_t row = 0; row < rows; ++row) {
+      CHECK(run(TransformProblem{input(&x[row * n], 1), matrix(alone.data(), 1), scale}).ok());
+      for (int64_t i = 0; i < n; ++i) good = good && alone[i] == y[row * n + i];
+    }
+    // In place, and in a batch that shares its barriers with the huge row.
+    std::vector<float> same = x;
+    CHECK(run(TransformProblem{input(same.data(), rows), matrix(same.data(), rows), scale}).ok());
+    for (size_t i = 0; i < same.size(); ++i) good = good && same[i] == y[i];
+    std::fill(x.begin(), x.end(), 0.f);
+    x[0] = 1;
+    x[1] = -1;
+    x[n] = 1e-44f;
+    CHECK(run(TransformProblem{input(x.data(), 2), matrix(y.data(), 2), 1e300}).ok());
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (int64_t i = 0; i < n; ++i)
+      good = good && y[i] == (i % 2 == 0 ? 0 : infinity) && y[n + i] == infinity;
+    CHECK(run(TransformProblem{input(x.data(), 2), matrix(y.data(), 2), 1e-42}).ok());
+    for (int64_t i = 1; i < n; i += 2) good = good && std::abs(y[i] - 2e-42) < 1e-44;
+    CHECK(good);
+  }
+}
+
+// NaN, infinities and huge numbers in the bias, as torch has them.
+template <class Run>
+void test_special_biases(const Run& run) {
+  const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
+  for (const int64_t blocks : {1, 3}) {
+    Codebook cb{};
+    cb.features = 24;
+    cb.base_order = 1;
+    cb.log2 = 5;
+    cb.blocks = blocks;
+    std::vector<uint8_t> signs(static_cast<size_t>(4 * blocks));
+    for (auto& byte : signs) byte = static_cast<uint8_t>(pick(0, 255));
+    cb.signs = signs.data();
+    const int64_t classes = cb.classes = cb.class_end = 32 * blocks - 1;
+    std::vector<float> x(cb.features), bias(classes);
+    for (auto& value : x) value = static_cast<float>(normal());
+    HeadProblem p{};
+    p.codebook = cb;
+    p.x = {x.data(), DType::kFloat32, 1, cb.features, cb.features};
+    p.alpha = 3;
+    p.normalize = p.has_bias = true;
+    p.bias = bias.data();
+    p.bias_length = classes;
+    p.bias_dtype = DType::kFloat32;
+
+    std::vector<float> values(5), probabilities(classes);
+    std::vector<int64_t> indices(5);
+    float lse = 0;
+    int64_t best = -1;
+    const auto solve = [&](bool log_probabilities) {
+      HeadProblem top = p, arg = p, map = p;
+      top.epilogue = Epilogue::kTopK;
+      top.k = 5;
+      top.log_probabilities = log_probabilities;
+      top.out = {values.data(), DType::kFloat32, 1, 5, 5};
+      top.indices = indices.data();
+      top.logsumexp = &lse;
+      arg.epilogue = Epilogue::kArgMax;
+      arg.indices = &best;
+      map.epilogue = Epilogue::kLogSoftmax;
+      map.out = {probabilities.data(), DType::kFloat32, 1, classes, classes};
+      CHECK(run(top).ok() && run(arg).ok() && run(map).ok());
+    };
+    bias[classes - 1] = bias[7] = nan;
+    bias[3] = infinity;
+    solve(false);
+    CHECK(best == 7 && indices[0] == 7 && indices[1] == classes - 1 && indices[2] == 3);
+    CHECK(std::isnan(values[0]) && std::isnan(values[1]) && values[2] == infinity);
+    CHECK(std::isfinite(values[3]) && std::isnan(lse) && std::isnan(probabilities[0]));
+    bias[classes - 1] = bias[7] = 0;
+    solve(false);
+    CHECK(best == 3 && indices[0] == 3 && values[0] == infinity && lse == infinity);
+    CHECK(std::isfinite(values[1]) && std::isnan(probabilities[0]));
+    for (const float size : {1e30f, -3e38f}) {
+      for (auto& value : bias) value = size;
+      solve(true);
+      const double want = -std::log(static_cast<double>(classes));
+      CHECK(best == 0 && indices[4] == 4 && lse == size);
+      CHECK(std::abs(values[0] - want) < 1e-5 && std::abs(probabilities[9] - want) < 1e-5);
+      HeadProblem loss = p;
+      const int64_t target = 5;
+      float out = 0;
+      loss.epilogue = Epilogue::kNll;
+      loss.ids = &target;
+      loss.ids_per_row = 1;
+      loss.ignore_index = -100;
+      loss.label_smoothing = 0.3;
+      loss.out = {&out, DType::kFloat32, 1, 1, 1};
+      loss.logsumexp = &lse;
+      CHECK(run(loss).ok());
+      CHECK(std::abs(out + want) < 1e-5);
     }
   }
 }

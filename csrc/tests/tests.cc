@@ -226,6 +226,9 @@ int main() {
       test_transform(run);
     }
     test_extreme_rows(run);
+    test_huge_rows(run);
+    test_huge_transforms(run);
+    test_special_biases(run);
     for (int i = 0; i < 20; ++i) test_batch_invariance();
     for (int i = 0; i < 4; ++i) test_chunks();
     for (int i = 0; i < 40; ++i) test_reduction_backward(run, 80);

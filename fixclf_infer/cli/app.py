@@ -12,7 +12,6 @@ from rich.table import Table
 app = typer.Typer(
     help="Classifier heads without weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,9 @@ class FixedHead:
                 raise ValueError(f"name is {name!r}, but {path} holds one head without a name")
             found = npz.read(content, str(path))
         else:
-            found = onnx_file.read(content, str(path), name)
-        return cls(found.codebook(), float(found.alpha.reshape(())), found.bias)
+            found = onnx_file.read(content, Path(path), name)
+        book = found.codebook()
+        return cls(book, float(found.alpha.reshape(())), found.bias)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes an .npz file for `load`: the codebook's bits, α and b."""
@@ -162,6 +164,10 @@ class FixedHead:
                 None if self.bias is None else self.bias.astype(np.float64)
             )
         return self._double
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as what it was made of."""
+        return type(self), (self.codebook, self.alpha, self.bias)
 
     def __repr__(self) -> str:
         return (

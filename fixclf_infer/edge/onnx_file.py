@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fileformat import OWN_FIELDS, renamed
 from .contents import Contents
 
 _DOMAIN = "ai.fixclf"
-_HEADS = ("FixedHead", "FixedHeadTopK")
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = (
@@ -29,26 +30,44 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOM
 )
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_TYPE = 1, 3, 5, 20
 _ATTRIBUTE_TYPE_INT = 2
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_INTS = 1, 2, 4, 5
-_TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 8, 9, 14
-_DTYPES = {1: "<f4", 2: "u1"}  # float and uint8: all that a head's inputs may be
+_TENSOR_TYPE_FLOAT = 1
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_INTS, _TENSOR_DOUBLES = 1, 2, 4, 5, 10
+_TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 8, 9, 13, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_BFLOAT16 = 16
+# All that a head's inputs may be: the bytes of an element, and the field for values that are not
+# raw. bfloat16 is read as integers.
+_DTYPES = {
+    1: ("<f4", _TENSOR_FLOATS),
+    2: ("u1", _TENSOR_INTS),
+    10: ("<f2", _TENSOR_INTS),
+    11: ("<f8", _TENSOR_DOUBLES),
+    _BFLOAT16: ("<u2", _TENSOR_INTS),
+}
 
 Array = NDArray[Any]
 Message = memoryview
 Field = tuple[int, "int | memoryview"]
 
 
-def read(content: bytes, where: str, name: str | None = None) -> Contents:
+def read(content: bytes, path: Path, name: str | None = None) -> Contents:
     """The head of that node name, or the only one.
 
+    path: of the file; tensors may be in other files of its folder.
+
     Raises ValueError when the content is no ONNX model, has no such head, or several and no name is
-    given, and for tensors that are not in the file.
+    given, and for tensors that are not there.
     """
+    if content[4:8] == b"ORTM":
+        raise ValueError(
+            f"{path} is in ONNX Runtime's own format, expected the ONNX file that it was made of, "
+            "or a file that FixedHead.save wrote"
+        )
     try:
-        return _read(memoryview(content), where, name)
+        return _read(memoryview(content), path, name)
     except (IndexError, UnicodeDecodeError, _NoMessage):
         raise ValueError(
-            f"{where} is neither an ONNX model nor a file that FixedHead.save wrote, or is damaged"
+            f"{path} is neither an ONNX model nor a file that FixedHead.save wrote, or is damaged"
         ) from None
 
 
@@ -56,8 +75,9 @@ class _NoMessage(Exception):
     """Bytes that are not a protobuf message of the expected shape."""
 
 
-def _read(model: Message, where: str, name: str | None) -> Contents:
-    nodes, tensors = _graph(model)
+def _read(model: Message, path: Path, name: str | None) -> Contents:
+    where = str(path)
+    nodes, tensors = _graph(model, where)
     heads = {_text(node, _NODE_NAME) or _texts(node, _NODE_OUTPUT)[0]: node for node in nodes}
     listed = ", ".join(map(repr, heads)) or "none"
     if name is None and len(heads) != 1:
@@ -69,59 +89,103 @@ def _read(model: Message, where: str, name: str | None) -> Contents:
         raise ValueError(f"name is {name!r}, expected a fixed head of {where}: {listed}")
     name = name or next(iter(heads))
     node = heads[name]
-    where = f"{where}: {_text(node, _NODE_OP_TYPE)} {name!r}"
+    op_type = _text(node, _NODE_OP_TYPE)
+    where = f"{where}: {op_type} {name!r}"
     fields = {}
     for attribute in _messages(node, _NODE_ATTRIBUTE):
-        if _integer(attribute, _ATTRIBUTE_TYPE) == _ATTRIBUTE_TYPE_INT:
-            fields[_text(attribute, _ATTRIBUTE_NAME)] = _integer(attribute, _ATTRIBUTE_INT)
+        named = _text(attribute, _ATTRIBUTE_NAME)
+        if _integer(attribute, _ATTRIBUTE_TYPE) != _ATTRIBUTE_TYPE_INT:
+            raise ValueError(f"{where}: attribute {named} is no integer")
+        fields[named] = _integer(attribute, _ATTRIBUTE_INT)
     arrays: list[Array | None] = []
     inputs = [*_texts(node, _NODE_INPUT)[1:], "", "", "", ""]
     for argument, source in zip(("alpha", "bias", "signs", "base"), inputs, strict=False):
         if source and source not in tensors:
             raise ValueError(f"{where}: {argument} is computed, expected an initialiser")
-        arrays.append(_array(tensors[source], f"{where}: {argument}") if source else None)
+        what = f"{where}: {argument}"
+        arrays.append(_array(tensors[source], what, path.parent) if source else None)
     alpha, bias, signs, base = arrays
     if alpha is None:
         raise ValueError(f"{where}: alpha is missing")
-    return Contents(where, fields, alpha, bias, signs, base)
+    return Contents(where, fields, alpha, bias, signs, base, OWN_FIELDS[op_type])
 
 
-def _graph(model: Message) -> tuple[list[Message], dict[str, Message]]:
-    """The heads, and the tensors by name."""
-    heads, tensors = [], {}
+def _graph(model: Message, where: str) -> tuple[list[Message], dict[str, Message]]:
+    """The heads, and the tensors by name; a Cast to float32, which tools put before heads that they
+    leave out of a conversion, gives its input's."""
+    heads, tensors, casts = [], {}, {}
     for graph in _messages(model, _MODEL_GRAPH):
         for tensor in _messages(graph, _GRAPH_INITIALIZER):
             tensors[_text(tensor, _TENSOR_NAME)] = tensor
         for node in _messages(graph, _GRAPH_NODE):
             op_type, domain = _text(node, _NODE_OP_TYPE), _text(node, _NODE_DOMAIN)
-            if op_type in _HEADS and f"{domain}.".startswith(f"{_DOMAIN}."):
-                heads.append(node)
-            if op_type == "Constant" and not domain:
-                for attribute in _messages(node, _NODE_ATTRIBUTE):
-                    for tensor in _messages(attribute, _ATTRIBUTE_TENSOR):
-                        tensors[_texts(node, _NODE_OUTPUT)[0]] = tensor
+            if f"{domain}.".startswith(f"{_DOMAIN}."):
+                if op_type in OWN_FIELDS:
+                    heads.append(node)
+                elif op_type.endswith(tuple(OWN_FIELDS)):
+                    raise ValueError(renamed(where, op_type))
+            if op_type not in ("Constant", "Cast") or domain:
+                continue
+            for attribute in _messages(node, _NODE_ATTRIBUTE):
+                for tensor in _messages(attribute, _ATTRIBUTE_TENSOR):
+                    tensors[_texts(node, _NODE_OUTPUT)[0]] = tensor
+                if op_type == "Cast" and _integer(attribute, _ATTRIBUTE_INT) == _TENSOR_TYPE_FLOAT:
+                    casts[_texts(node, _NODE_OUTPUT)[0]] = _texts(node, _NODE_INPUT)[0]
+    tensors.update({name: tensors[of] for name, of in casts.items() if of in tensors})
     return heads, tensors
 
 
-def _array(tensor: Message, what: str) -> Array:
+def _array(tensor: Message, what: str, folder: Path) -> Array:
     shape: list[int] = []
     for value in _values(tensor, _TENSOR_DIMS):
         shape += [value] if isinstance(value, int) else list(_varints(value))
     element = _integer(tensor, _TENSOR_TYPE)
     if element not in _DTYPES:
-        raise ValueError(f"{what} has the element type {element}, expected 1 (float) or 2 (uint8)")
+        raise ValueError(
+            f"{what} has the element type {element}, expected one of {', '.join(map(str, _DTYPES))}"
+        )
+    dtype, field = np.dtype(_DTYPES[element][0]), _DTYPES[element][1]
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{what} has the shape {shape}")
+    size = math.prod(shape) * dtype.itemsize
     if _integer(tensor, _TENSOR_LOCATION):
-        raise ValueError(f"{what} is in another file, expected it in this one")
-    dtype = np.dtype(_DTYPES[element])
-    values: Array = np.frombuffer(b"".join(_messages(tensor, _TENSOR_RAW)), np.uint8)
-    if not values.size and element == 1:
-        values = np.frombuffer(b"".join(_messages(tensor, _TENSOR_FLOATS)), np.uint8)
-    elif not values.size:
-        packed = [i for part in _messages(tensor, _TENSOR_INTS) for i in _varints(part)]
-        values = np.asarray(packed, np.uint8)
-    if min(shape, default=0) < 0 or values.size != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{what} has {values.size} bytes, expected {dtype} of shape {shape}")
-    return values.view(dtype).reshape(shape)
+        raw = _external(tensor, what, folder, size)
+    else:
+        raw = b"".join(_messages(tensor, _TENSOR_RAW))
+    if not raw and field == _TENSOR_INTS:
+        packed = [i for part in _messages(tensor, field) for i in _varints(part)]
+        raw = np.asarray(packed, np.int64).astype(dtype.str.replace("f", "u")).tobytes()
+    elif not raw:
+        raw = b"".join(_messages(tensor, field))
+    if len(raw) != size:
+        raise ValueError(f"{what} has {len(raw)} bytes, expected {dtype} of shape {shape}")
+    values: Array = np.frombuffer(raw, dtype).reshape(shape)
+    if element == _BFLOAT16:
+        values = (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return values
+
+
+def _external(tensor: Message, what: str, folder: Path, size: int) -> bytes:
+    """A tensor's bytes in another file, which must lie in the model's folder."""
+    entries = {
+        _text(entry, _ENTRY_KEY): _text(entry, _ENTRY_VALUE)
+        for entry in _messages(tensor, _TENSOR_EXTERNAL)
+    }
+    location, offset = entries.get("location", ""), entries.get("offset", "0")
+    folder = folder.resolve()
+    try:
+        path = (folder / location).resolve()
+    except ValueError:  # a zero in a name
+        raise _NoMessage from None
+    if not path.is_relative_to(folder) or not path.is_file():
+        raise ValueError(f"{what} is in {location!r}, expected a file in the folder of the model")
+    if not offset.isdecimal() or entries.get("length", str(size)) != str(size):
+        raise ValueError(f"{what} is at {entries}, expected {size} bytes at an offset")
+    if int(offset) + size > path.stat().st_size:
+        raise ValueError(f"{what} is at {entries}, behind the end of that file")
+    with open(path, "rb") as file:
+        file.seek(int(offset))
+        return file.read(size)
 
 
 # The wire format: a field is a key, number << 3 | type, and then a varint (type 0), 8 bytes (1), a

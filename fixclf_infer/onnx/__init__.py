@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .exporter import export
+    from .merging import merge_models
     from .replacement import Replaced, replace_dense_heads
     from .runtime import library_path, session
     from .schema import Head
@@ -23,6 +24,7 @@ __all__ = [
     "export",
     "head_model",
     "library_path",
+    "merge_models",
     "replace_dense_heads",
     "session",
     "verify",
@@ -35,6 +37,7 @@ _MODULES = {
     "export": "exporter",
     "head_model": "single",
     "library_path": "runtime",
+    "merge_models": "merging",
     "replace_dense_heads": "replacement",
     "session": "runtime",
     "verify": "verification",

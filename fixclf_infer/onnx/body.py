@@ -4,10 +4,10 @@ A file that holds both runs everywhere: with the library registered ONNX Runtime
 without it ONNX Runtime inlines the function. H_n = P_b ⊗ H_f ⊗ H_g ⊗ … is applied factor by factor,
 each at most 64 × 64 (or b × b) and stored as bits, so the body stays small and no [C, N] appears.
 
-A function is made for one geometry, type and rank of X. A model can hold one for each domain and
-name, and kernels are found by these two as well: every further shape in a model goes to one of the
-further `DOMAINS`, where the library has the same operators. (Overloads of functions would need an
-ONNX Runtime after 1.23, and `onnx.reference` takes one for the other.)
+A function is made for one geometry and rank of X, and for floats or int8. A model can hold one for
+each domain and name, and kernels are found by these two as well: every further shape in a model
+goes to one of the further `DOMAINS`, where the library has the same operators. (Overloads of
+functions would need an ONNX Runtime after 1.23, and `onnx.reference` takes one for the other.)
 
 Numerics: float32 inside. ‖x‖ neither over- nor underflows; a zero row gives the bias; a row with
 NaN or Inf gives NaN. Agrees with the kernel within its tolerance, not bitwise. An empty batch is
@@ -17,17 +17,17 @@ for the kernel: ONNX Runtime's own MatMul and Pad refuse it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
-from ..codebooks.base import pack, parity
+from ..codebooks.base import Bits, pack, parity
 from ..epilogue import Epilogue
 from .model import attribute, constants, known_types, read_head, where
-from .schema import ATTRIBUTES, DOMAINS, HEADS, OPSET, SCHEMAS, Head
+from .schema import DOMAINS, HEADS, OPSET, SCHEMAS, Head
 
 # Largest log2 of a Kronecker factor of H: at 6 two factors reach 4096. Smaller ones need more
 # nodes, whose overhead is most of the time at batch 1.
@@ -49,11 +49,19 @@ class _Body:
         self.nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
         return output
 
-    def constant(self, value: ArrayLike, dtype: DTypeLike = np.float32) -> str:
-        return self("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+    # Constants are attributes, not tensors, which tools move to other files (with a threshold of 0
+    # all of them): shape inference reads none there.
+
+    def number(self, value: float) -> str:
+        return self("Constant", value_float=float(value))
 
     def integers(self, *values: int) -> str:
-        return self.constant(values, np.int64)
+        return self("Constant", value_ints=values)
+
+    def octets(self, values: Bits) -> str:
+        """uint8 of that shape."""
+        flat = self.cast(self.integers(*values.ravel().tolist()), TensorProto.UINT8)
+        return self.reshape(flat, *values.shape) if values.ndim != 1 else flat
 
     def reshape(self, x: str, *shape: int) -> str:
         """A 0 keeps the dimension of x there."""
@@ -68,9 +76,11 @@ class _Body:
     def signs(self, bits: str, rows: int, columns: int) -> str:
         """±1 [rows, columns] from packed bits [rows, ⌈columns/8⌉]. Constant: folded at load."""
         octets = self("Unsqueeze", bits, self.integers(-1))
-        shifted = self("BitShift", octets, self.constant(range(8), np.uint8), direction="RIGHT")
-        bit = self.cast(self("BitwiseAnd", shifted, self.constant(1, np.uint8)), TensorProto.FLOAT)
-        flips = self("Sub", self.constant(1), self("Mul", self.constant(2), bit))
+        places = self.octets(np.arange(8, dtype=np.uint8))
+        shifted = self("BitShift", octets, places, direction="RIGHT")
+        one = self.octets(np.ones(1, np.uint8))
+        bit = self.cast(self("BitwiseAnd", shifted, one), TensorProto.FLOAT)
+        flips = self("Sub", self.number(1), self("Mul", self.number(2), bit))
         stored = -(-columns // 8) * 8
         flips = self.reshape(flips, rows, stored)
         return flips if stored == columns else self.slice(flips, 0, columns, 1)
@@ -79,7 +89,7 @@ class _Body:
         """H_{2^log2}."""
         index = np.arange(1 << log2)
         bits = pack(parity(index[:, None] & index[None, :]))
-        return self.signs(self.constant(bits, np.uint8), 1 << log2, 1 << log2)
+        return self.signs(self.octets(bits), 1 << log2, 1 << log2)
 
     def transform(self, x: str, lead: list[int], log2: int, rows: int) -> str:
         """Rows 0 … `rows` − 1 of H_{2^log2} x for x [*lead, 2^log2], `rows` a power of two.
@@ -145,23 +155,23 @@ class _Body:
             x = self("Sub", x, self("ReduceMean", x, self.integers(-1)))
         return x
 
-    def logits(self, head: Head, rank: int, elem_type: int) -> str:
+    def logits(self, head: Head, rank: int) -> str:
         """α ⟨w_i, x̂⟩ / √N + b_i in float32.
 
         With u = x / max(max|x|, eps), x̂ = u / max(‖u‖, 1): u has no element above 1, and ‖u‖ < 1
         only where eps replaces ‖x‖. The division by max(‖u‖, 1) goes into the scale of W u.
         """
-        x = "X" if elem_type == TensorProto.FLOAT else self.cast("X", TensorProto.FLOAT)
+        x, alpha = (self.cast(name, TensorProto.FLOAT) for name in ("X", "alpha"))
         largest = self("ReduceMax", self("Abs", x), self.integers(-1))
-        u = self("Div", x, self("Max", largest, self.constant(1e-12)))
-        length = self("Max", self("ReduceL2", u, self.integers(-1)), self.constant(1))
+        u = self("Div", x, self("Max", largest, self.number(1e-12)))
+        length = self("Max", self("ReduceL2", u, self.integers(-1)), self.number(1))
         classes = head.codebook.num_classes
         factor = 1 / math.sqrt(head.codebook.in_features)
         if head.data.center:
             factor *= math.sqrt(classes / (classes - 1))
-        scale = self("Div", self("Mul", "alpha", self.constant(factor)), length)
+        scale = self("Div", self("Mul", alpha, self.number(factor)), length)
         z = self("Mul", self.projection(u, [0] * (rank - 1), head), scale)
-        return self("Add", z, "bias") if head.has_bias else z
+        return self("Add", z, self.cast("bias", TensorProto.FLOAT)) if head.has_bias else z
 
 
 _EPILOGUES = {
@@ -172,13 +182,20 @@ _EPILOGUES = {
 }
 
 
-def head_function(head: Head, rank: int, elem_type: int, opset: int) -> FunctionProto:
-    """Function for a head on X of that rank and element type, in that version of the standard
-    operators. Its inputs are those of `Head.node`."""
+def head_function(
+    head: Head, rank: int, integers: bool, opset: int, attributes: Iterable[str]
+) -> FunctionProto:
+    """Function for a head on X of that rank, in that version of the standard operators. Its inputs
+    are those of `Head.node`.
+
+    integers: X is int8, and Y float32; otherwise Y is of X's type, whatever it is.
+    attributes: the names of the node's.
+    """
     body = _Body()
-    z = body.logits(head, rank, elem_type)
+    z = body.logits(head, rank)
     if head.k:
-        k = body.integers(head.k)
+        # Not a constant for shape inference, which in ONNX Runtime up to 1.23 misreads it.
+        k = body.cast(body.integers(head.k), TensorProto.INT64)
         values = "raw" if head.log_probabilities else "values"
         body.nodes.append(helper.make_node("TopK", [z, k], [values, "indices"]))
         body("ReduceLogSumExp", z, body.integers(-1), output="logsumexp", keepdims=0)
@@ -186,31 +203,30 @@ def head_function(head: Head, rank: int, elem_type: int, opset: int) -> Function
             total = body("Unsqueeze", "logsumexp", body.integers(-1))
             body("Sub", "raw", total, output="values")
     else:
-        attributes = {"axis": -1} if "Softmax" in _EPILOGUES[head.epilogue] else {}
-        half = elem_type not in (TensorProto.FLOAT, TensorProto.INT8)
-        y = body(_EPILOGUES[head.epilogue], z, output="" if half else "Y", **attributes)
-        if half:
-            body.cast(y, elem_type, "Y")
+        axis = {"axis": -1} if "Softmax" in _EPILOGUES[head.epilogue] else {}
+        y = body(_EPILOGUES[head.epilogue], z, output="Y" if integers else "", **axis)
+        if not integers:
+            body("CastLike", y, "X", output="Y")
     present = (True, True, head.has_bias, head.data.signs is not None, head.data.base is not None)
-    return _function(head.op_type, _arity(present), body, opset)
+    return _function(head.op_type, _arity(present), body, opset, attributes)
 
 
-def transform_function(
-    scale: float, columns: int, rank: int, elem_type: int, opset: int
-) -> FunctionProto:
+def transform_function(scale: float, columns: int, rank: int, opset: int) -> FunctionProto:
     """Function of HadamardTransform for X [..., columns]."""
     body = _Body()
     x = body.cast("X", TensorProto.FLOAT)
     y = body.transform(x, [0] * (rank - 1), columns.bit_length() - 1, columns)
-    body.cast(body("Mul", y, body.constant(scale)), elem_type, "Y")
-    return _function("HadamardTransform", 1, body, opset)
+    body("CastLike", body("Mul", y, body.number(scale)), "X", output="Y")
+    return _function("HadamardTransform", 1, body, opset, ["scale"])
 
 
 def _arity(present: tuple[bool, ...]) -> int:
     return max(i for i, there in enumerate(present) if there) + 1
 
 
-def _function(op_type: str, arity: int, body: _Body, opset: int) -> FunctionProto:
+def _function(
+    op_type: str, arity: int, body: _Body, opset: int, attributes: Iterable[str]
+) -> FunctionProto:
     schema = SCHEMAS[op_type]
     return helper.make_function(
         DOMAINS[0],
@@ -219,7 +235,7 @@ def _function(op_type: str, arity: int, body: _Body, opset: int) -> FunctionProt
         [o.name for o in schema.outputs],
         body.nodes,
         [helper.make_opsetid("", opset)],
-        attributes=ATTRIBUTES[op_type],
+        attributes=list(attributes),
     )
 
 
@@ -240,10 +256,12 @@ def append_bodies(model: ModelProto, folder: str | Path = "") -> None:
         if not shape:
             raise ValueError(f"{where(node)}: the type or the rank of X is unknown")
         if node.op_type in HEADS:
-            function = head_function(read_head(node, value), len(shape), element, opset)
+            head, names = read_head(node, value), [a.name for a in node.attribute]
+            integers = element == TensorProto.INT8
+            function = head_function(head, len(shape), integers, opset, names)
         elif isinstance(columns := shape[-1], int):
             scale = attribute(node, "scale").f
-            function = transform_function(scale, columns, len(shape), element, opset)
+            function = transform_function(scale, columns, len(shape), opset)
         else:
             raise ValueError(f"{where(node)}: the last dimension of X is unknown")
         content = function.SerializeToString(deterministic=True)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
+import onnx_ir
 import onnxscript
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..epilogue import Epilogue
-from ..fileformat import FORMAT_VERSION, checksum
+from ..fileformat import FORMAT_VERSION
 from ..nn import FixedClassifier
 from ..ops import Geometry
 from .body import append_bodies
 from .metadata import record
-from .model import attribute, check, constants, head_nodes, key, load, where
-from .schema import DOMAIN, MAX_K, OPSET, SCHEMAS
+from .model import attribute, check, constants, head_nodes, key, load, seal, where
+from .schema import ATTRIBUTES, DOMAIN, MAX_K, OPSET, SCHEMAS
 
 Outputs = Literal["logits", "softmax", "topk"]
 OPSETS = range(18, 24)
+
+_standard: Any = onnxscript.opset18
+_PLACES = numpy_helper.from_array(np.arange(8, dtype=np.uint8))
+_ONE = numpy_helper.from_array(np.ones(1, np.uint8))
 
 # Weights of more bytes go to a second file: protobuf's limit for one is 2 GiB.
 _ONE_FILE = 2**30 * 3 // 2
@@ -84,21 +91,26 @@ def export(
             kwargs or args,
         )
 
-    with _eval_mode(model), torch.no_grad():
+    # A compiled model is exported as it was before.
+    model = getattr(model, "_orig_mod", model)
+    eagerly = torch.compiler.set_stance("force_eager")
+    with _eval_mode(model), torch.no_grad(), eagerly:
         program = torch.export.export(
             model, args, kwargs, dynamic_shapes=shapes(torch.export.Dim("batch"))
         )
     _refuse(program)
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=shapes("batch"),
-        input_names=input_names,
-        output_names=output_names,
-        custom_translation_table=_TRANSLATIONS,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.onnx.export knows no fixed head")
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=shapes("batch"),
+            input_names=input_names,
+            output_names=output_names,
+            custom_translation_table=_TRANSLATIONS,
+            verbose=False,
+        )
     assert exported is not None
     tensors = (*program.state_dict.values(), *program.constants.values())
     size = sum(t.nbytes for t in tensors if isinstance(t, Tensor))
@@ -108,13 +120,15 @@ def export(
         written = load(path)
     else:
         written = exported.model_proto
-    _finish(written, folder)
+    for node in written.graph.node:
+        del node.metadata_props[:]  # stack traces of the exporting machine
     if outputs != "logits":
         nodes = head_nodes(written)
         if not nodes:
             raise ValueError(f"outputs is {outputs!r}, but the model has no head of a ±1 codebook")
         for node in nodes:
             _replace_logits(written, node, k)
+    seal(head_nodes(written), constants(written, folder))
     books = [m.codebook for m in model.modules() if isinstance(m, FixedClassifier)]
     used = {key(head.codebook) for head in check(written, folder)}
     record(written, (book for book in books if book.kernel is not None and key(book) in used))
@@ -147,28 +161,71 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+_REFUSED = {
+    torch.ops.fixclf.head_sample.default: "samples",
+    torch.ops.fixclf.head_nll.default: "computes a loss",
+}
+
+
 def _refuse(program: torch.export.ExportedProgram) -> None:
     """What the ONNX operators do not cover, before torch's exporter wraps it in its own error."""
     for node in program.graph.nodes:
+        if node.target in _REFUSED:
+            raise ValueError(
+                f"{node.name}: the model {_REFUSED[node.target]}, expected logits, probabilities, "
+                "topk, argmax or log_prob, which ONNX files can hold"
+            )
         if node.target not in _TRANSLATIONS:
             continue
         x = node.args[0].meta["val"]
         if x.dtype == torch.float64:
             raise ValueError(f"{node.name}: x is float64, expected float32, float16 or bfloat16")
-        if node.target is torch.ops.fixclf.head.default:
-            geometry, normalize = node.args[5:7]
-            book = Geometry(*geometry)
-            if not normalize:
-                raise ValueError(f"{node.name}: normalize is False, expected True")
-            if (book.class_begin, book.class_end) != (0, book.num_classes):
-                raise ValueError(
-                    f"{node.name}: the head computes classes [{book.class_begin}, "
-                    f"{book.class_end}) only, expected all {book.num_classes}"
-                )
+        if node.target is torch.ops.fixclf.hadamard_transform.default:
+            continue
+        if x.dtype == torch.uint8:
+            raise ValueError(f"{node.name}: x is packed signs, expected floats or int8")
+        names = [a.name for a in node.target._schema.arguments]
+        given = dict(zip(names, node.args, strict=False))
+        book = Geometry(*given["geometry"])
+        if not given["normalize"]:
+            raise ValueError(f"{node.name}: normalize is False, expected True")
+        if (book.class_begin, book.class_end) != (0, book.num_classes):
+            raise ValueError(
+                f"{node.name}: the head computes classes [{book.class_begin}, "
+                f"{book.class_end}) only, expected all {book.num_classes}"
+            )
 
 
 def _op(name: str) -> onnxscript.values.Op:
     return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, OPSET), name, SCHEMAS[name])
+
+
+def _node(
+    op_type: str,
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    **own: int,
+) -> Any:
+    book = Geometry(*geometry)._asdict()
+    del book["class_begin"], book["class_end"]
+    # alpha, bias and bits have no values yet: the checksums come later.
+    return _op(op_type)(
+        x,
+        alpha,
+        bias,
+        signs,
+        base,
+        format_version=FORMAT_VERSION,
+        **book,
+        has_bias=int(bias is not None),
+        scale_checksum=0,
+        **own,
+        checksum=0,
+    )
 
 
 def _head(
@@ -183,22 +240,87 @@ def _head(
     dtype: Any = None,
 ) -> Any:
     if dtype is not None and dtype != x.dtype:  # float32 from 16 bits
-        x = onnxscript.opset18.Cast(x, to=TensorProto.FLOAT)
-    book = Geometry(*geometry)._asdict()
-    del book["class_begin"], book["class_end"]
-    # The bits have no values yet: the checksum comes in `_finish`.
-    return _op("FixedHead")(
-        x,
-        alpha,
-        bias,
-        signs,
-        base,
-        format_version=FORMAT_VERSION,
-        **book,
-        has_bias=int(bias is not None),
-        checksum=0,
-        epilogue=epilogue,
-    )
+        x = _standard.Cast(x, to=TensorProto.FLOAT)
+    return _node("FixedHead", x, alpha, bias, base, signs, geometry, epilogue=epilogue)
+
+
+def _logits(
+    x: Any, alpha: Any, bias: Any, base: Any, signs: Any, geometry: Sequence[int], mask: Any
+) -> Any:
+    """Logits in float32, −∞ where a bit of the mask is 0: an array of [..., C]."""
+    if x.dtype != onnx_ir.DataType.FLOAT:
+        x = _standard.Cast(x, to=TensorProto.FLOAT)
+    logits = int(Epilogue.LOGITS)
+    z = _node("FixedHead", x, alpha, bias, base, signs, geometry, epilogue=logits)
+    if mask is None:
+        return z
+    places, one = (_standard.Constant(value=octets) for octets in (_PLACES, _ONE))
+    bits = _standard.BitShift(_standard.Unsqueeze(mask, [-1]), places, direction="RIGHT")
+    flat = _standard.Reshape(_standard.BitwiseAnd(bits, one), [0] * (len(mask.shape) - 1) + [-1])
+    allowed = _standard.Slice(flat, [0], [Geometry(*geometry).num_classes], [-1])
+    return _standard.Where(_standard.Cast(allowed, to=TensorProto.BOOL), z, float("-inf"))
+
+
+def _topk(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    k: int,
+    log_probabilities: bool = False,
+    mask: Any = None,
+) -> Any:
+    head = (x, alpha, bias, base, signs, geometry)
+    if mask is None:
+        return _node("FixedHeadTopK", *head, k=k, log_probabilities=int(log_probabilities))
+    z = _logits(*head, mask)
+    values, indices = _standard.TopK(z, [k])
+    total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
+    if log_probabilities:
+        values = _standard.Sub(values, _standard.Unsqueeze(total, [-1]))
+    return values, indices, total
+
+
+def _argmax(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    mask: Any = None,
+) -> Any:
+    head = (x, alpha, bias, base, signs, geometry)
+    if mask is not None:
+        return _standard.ArgMax(_logits(*head, mask), axis=-1, keepdims=0)
+    _, indices, _ = _node("FixedHeadTopK", *head, k=1, log_probabilities=0)
+    return _standard.Squeeze(indices, [-1])
+
+
+def _logprob(
+    x: Any,
+    alpha: Any,
+    bias: Any,
+    base: Any,
+    signs: Any,
+    geometry: Sequence[int],
+    normalize: bool,
+    ids: Any,
+    mask: Any = None,
+) -> Any:
+    z = _logits(x, alpha, bias, base, signs, geometry, mask)
+    total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
+    one_a_row = len(ids.shape) < len(x.shape)
+    wide = _standard.Unsqueeze(ids, [-1]) if one_a_row else ids
+    logits = _standard.GatherElements(z, wide, axis=-1)
+    logprobs = _standard.Sub(logits, _standard.Unsqueeze(total, [-1]))
+    if one_a_row:
+        logits, logprobs = (_standard.Squeeze(each, [-1]) for each in (logits, logprobs))
+    return logprobs, logits, total
 
 
 def _transform(x: Any, scale: float = 1.0) -> Any:
@@ -207,24 +329,17 @@ def _transform(x: Any, scale: float = 1.0) -> Any:
 
 _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.fixclf.head.default: _head,
+    torch.ops.fixclf.head_topk.default: _topk,
+    torch.ops.fixclf.head_argmax.default: _argmax,
+    torch.ops.fixclf.head_logprob.default: _logprob,
     torch.ops.fixclf.hadamard_transform.default: _transform,
 }
-
-
-def _finish(model: ModelProto, folder: Path) -> None:
-    """Checksums; and no stack traces of the exporting machine."""
-    value = constants(model, folder)
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    for node in head_nodes(model):
-        signs, base = (value(name) if name else None for name in [*node.input, "", "", ""][3:5])
-        attribute(node, "checksum").i = checksum(signs, base)
 
 
 def _replace_logits(model: ModelProto, node: NodeProto, k: int | None) -> None:
     """Turns a head that gives logits into one that gives probabilities, or the top k."""
     graph, (logits,) = model.graph, node.output
-    if attribute(node, "epilogue").i != Epilogue.LOGITS:
+    if node.op_type != "FixedHead" or attribute(node, "epilogue").i != Epilogue.LOGITS:
         raise ValueError(f"{where(node)} gives no logits, expected outputs='logits'")
     at = [i for i, output in enumerate(graph.output) if output.name == logits]
     used = [n.name for n in graph.node if logits in n.input]
@@ -238,9 +353,11 @@ def _replace_logits(model: ModelProto, node: NodeProto, k: int | None) -> None:
     if not 1 <= k <= min(classes, MAX_K):
         raise ValueError(f"k is {k}, expected 1 to {min(classes, MAX_K)} for {where(node)}")
     node.op_type = "FixedHeadTopK"
-    node.attribute.remove(attribute(node, "epilogue"))
-    node.attribute.append(helper.make_attribute("k", k))
-    node.attribute.append(helper.make_attribute("log_probabilities", 0))
+    values = {a.name: a.i for a in node.attribute} | {"k": k, "log_probabilities": 0}
+    del node.attribute[:]
+    node.attribute.extend(
+        helper.make_attribute(name, values[name]) for name in ATTRIBUTES[node.op_type]
+    )
     names = [f"{logits}_{part}" for part in ("values", "indices", "logsumexp")]
     node.output[:] = names
     lead = [d.dim_param or d.dim_value for d in graph.output[at[0]].type.tensor_type.shape.dim[:-1]]

@@ -22,8 +22,8 @@ from onnx.reference import ReferenceEvaluator
 from .. import reference
 from ..codebooks import FAMILIES, Codebook, KernelData, codebook
 from .body import append_bodies
-from .metadata import record, recorded_codebooks
-from .model import constants, fits, known_types, load, where
+from .metadata import record
+from .model import constants, fits, known_types, load, seal, where
 from .schema import Head
 
 # What may lie between the product and the logits, with a constant as the other operand.
@@ -74,7 +74,7 @@ def replace_dense_heads(model_path: str | Path, out: str | Path) -> list[Replace
         except ValueError as error:
             refused.append(str(error))
             continue
-        record(model, [*recorded_codebooks(model), book])
+        record(model, [book])
     if not replaced:
         why = "; ".join(refused) or "no MatMul or Gemm has a constant ±1 matrix"
         raise ValueError(f"{path} has no head to replace: {why}")
@@ -276,13 +276,12 @@ def _insert(
     head = Head(book, bias is not None)
     arrays: dict[str, Any] = {"alpha": np.float32(alpha), "bias": bias}
     arrays |= {"signs": head.data.signs, "base": head.data.base}
-    names = {}
-    for name, value in arrays.items():
-        names[name] = "" if value is None else f"{z}_{name}"
-        if value is not None:
-            tensor = numpy_helper.from_array(np.asarray(value), names[name])
-            graph.model.graph.initializer.append(tensor)
-    new = head.node(x, *names.values(), outputs=[z], name=node.name or f"{z}_head")
+    values = {f"{z}_{name}": np.asarray(a) for name, a in arrays.items() if a is not None}
+    for name, value in values.items():
+        graph.model.graph.initializer.append(numpy_helper.from_array(value, name))
+    names = (f"{z}_{name}" if a is not None else "" for name, a in arrays.items())
+    new = head.node(x, *names, outputs=[z], name=node.name or f"{z}_head")
+    seal([new], values.get)
     graph.producer[z].CopyFrom(new)
 
 

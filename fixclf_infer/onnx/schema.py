@@ -5,8 +5,9 @@
     HadamardTransform(X) → Y
 
 X is [..., N] of float32, float16, bfloat16 or int8; z_i = α ⟨w_i, x̂⟩ / √N + b_i. Y is [..., C] of
-X's type (float32 for int8). A codebook travels as the kernels read it: integers in attributes, the
-packed bits of `KernelData.signs` and `.base` as inputs, and a checksum of these bits.
+X's type (float32 for int8). alpha and bias are of any float type. A codebook travels as the kernels
+read it: integers in attributes, the packed bits of `KernelData.signs` and `.base` as inputs;
+`fileformat` says what the attributes and the two checksums are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from onnx.defs import OpSchema
 
 from ..codebooks import Codebook, KernelData
 from ..epilogue import Epilogue
-from ..fileformat import CODEBOOK_FIELDS, fields_of
+from ..fileformat import FLOATS, FORMAT_VERSION, OWN_FIELDS, field_names, fields_of
 
 DOMAIN = "ai.fixclf"
 # The library has every operator in each of these; `body` says why.
@@ -27,20 +28,23 @@ DOMAINS = (DOMAIN, *(f"{DOMAIN}.{i}" for i in range(2, 9)))
 OPSET = 1
 MAX_K = 1024
 
-HEADS = ("FixedHead", "FixedHeadTopK")
+HEADS = tuple(OWN_FIELDS)
 
+# Of the newest format.
 ATTRIBUTES = {
-    "FixedHead": (*CODEBOOK_FIELDS, "epilogue"),
-    "FixedHeadTopK": (*CODEBOOK_FIELDS, "k", "log_probabilities"),
+    **{name: field_names(FORMAT_VERSION, own) for name, own in OWN_FIELDS.items()},
     "HadamardTransform": ("scale",),
 }
+
+
+_ANY_FLOAT = [{"float32": "float", "float64": "double"}.get(name, name) for name in FLOATS]
 
 
 def _schema(
     name: str, inputs: Sequence[str], outputs: Sequence[tuple[str, str]], types: Sequence[str]
 ) -> OpSchema:
     parameter, option = OpSchema.FormalParameter, OpSchema.FormalParameterOption
-    kind = {"X": "T", "alpha": "tensor(float)", "bias": "tensor(float)"}
+    kind = {"X": "T", "alpha": "A", "bias": "B"}
     kind |= {"signs": "tensor(uint8)", "base": "tensor(uint8)"}
     required = ("X", "alpha")
     number = OpSchema.AttrType.FLOAT if name == "HadamardTransform" else OpSchema.AttrType.INT
@@ -53,7 +57,11 @@ def _schema(
             for i in inputs
         ],
         outputs=[parameter(o, t) for o, t in outputs],
-        type_constraints=[("T", [f"tensor({t})" for t in types], "")],
+        type_constraints=[
+            (name, [f"tensor({t})" for t in allowed], "")
+            for name, allowed in (("T", types), ("A", _ANY_FLOAT), ("B", _ANY_FLOAT))
+            if name in (kind[i] for i in inputs)
+        ],
         attributes=[OpSchema.Attribute(a, number, "") for a in ATTRIBUTES[name]],
     )
 
@@ -88,11 +96,11 @@ class Head:
         return "FixedHeadTopK" if self.k else "FixedHead"
 
     def attributes(self) -> dict[str, int]:
-        """Of the node."""
-        values = fields_of(self.codebook, self.has_bias)
+        """Of the node, its checksums still 0."""
+        own = {"epilogue": int(self.epilogue)}
         if self.k:
-            return {**values, "k": self.k, "log_probabilities": int(self.log_probabilities)}
-        return {**values, "epilogue": int(self.epilogue)}
+            own = {"k": self.k, "log_probabilities": int(self.log_probabilities)}
+        return fields_of(self.codebook, self.has_bias, own)
 
     def node(
         self,
@@ -105,7 +113,8 @@ class Head:
         outputs: Sequence[str],
         name: str = "",
     ) -> NodeProto:
-        """The node on values of these names; "" for inputs that this head does not have."""
+        """The node on values of these names; "" for inputs that this head does not have. Its
+        checksums come by `model.seal`."""
         inputs = [x, alpha, bias, signs, base]
         while not inputs[-1]:
             inputs.pop()

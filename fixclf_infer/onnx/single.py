@@ -8,6 +8,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from .body import append_bodies
 from .metadata import record
+from .model import constants, seal
 from .schema import DOMAIN, OPSET, Head
 
 _ELEMENTS = {
@@ -74,6 +75,7 @@ def head_model(
         ir_version=8,
         producer_name="fixclf_infer",
     )
+    seal(model.graph.node, constants(model))
     record(model, [book])
     if portable:
         append_bodies(model)

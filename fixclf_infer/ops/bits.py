@@ -70,7 +70,9 @@ def _pack(bits: Tensor) -> Tensor:
     bits = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     eights: Tensor = bits.unflatten(-1, (-1, 8))
-    return (eights << places).sum(-1, dtype=torch.uint8)
+    # By name and summed as int32, for ONNX.
+    shifted = torch.bitwise_left_shift(eights, places)
+    return shifted.sum(-1, dtype=torch.int32).to(torch.uint8)
 
 
 def pack_mask(allowed: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,15 @@ def _check_devices(first: str, tensor: Tensor, **others: Tensor | None) -> None:
             )
 
 
+def _hint_at_export() -> None:
+    """torch's exporter fails on operators that it does not know with a page that names none."""
+    if torch.onnx.is_in_onnx_export():
+        warnings.warn(
+            "torch.onnx.export knows no fixed head: call fixclf_infer.onnx.export instead",
+            stacklevel=2,
+        )
+
+
 class _Head:
     """What every head shares, checked."""
 
@@ -40,6 +50,7 @@ class _Head:
         geometry: list[int],
         normalize: bool,
     ) -> None:
+        _hint_at_export()
         torch._check(
             x.dtype in _FEATURE_DTYPES, lambda: f"x is {x.dtype}, expected one of {_FEATURE_DTYPES}"
         )

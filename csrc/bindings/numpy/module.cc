@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <optional>
 #include <string>
@@ -24,6 +25,27 @@ using Bits = py::array_t<uint8_t, py::array::c_style>;
 void check(const Status& status) {
   if (!status.ok()) throw py::value_error(status.message());
 }
+
+// Runs a block without the GIL. CPython before 3.14 ends a thread that wants the GIL of an
+// interpreter that has ended by unwinding its stack, which aborts the process at the first
+// destructor on the way (pybind11's gil_scoped_release is one). Here such a thread waits for the
+// end of the process, as it does in 3.14.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 DType dtype_of(const py::array& array, const char* name,
                const char* expected = "float32, bfloat16, float16 or float64") {
@@ -142,7 +164,7 @@ py::array hadamard_transform(const py::array& x, double scale) {
   const fixclf::Matrix out = output(y);
   Status status;
   {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     status = fixclf::cpu::transform({in, out, scale}, fixclf::cpu::thread_pool());
   }
   check(status);
@@ -314,7 +336,7 @@ class Head {
   static void run(const fixclf::HeadProblem& p) {
     Status status;
     {
-      const py::gil_scoped_release release;
+      const WithoutGil released;
       status = fixclf::cpu::head(p, fixclf::cpu::thread_pool());
     }
     check(status);

@@ -1,11 +1,13 @@
 #include "bindings/onnxruntime/head.h"
 
+#include "bindings/onnxruntime/checksum.h"
+#include "bindings/onnxruntime/floats.h"
 #include "cpu/cpu.h"
 
 namespace fixclf::ort {
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;  // the newest; all before are read as well
 
 std::string text(const Dimensions& dimensions) {
   std::string text = "[";
@@ -22,12 +24,6 @@ BitShape shape_of_bits(const Tensor& bits, const char* name) {
   return {dimensions[0], dimensions[1]};
 }
 
-// FNV-1a, 64 bits, continued from hash.
-uint64_t fnv1a(uint64_t hash, const uint8_t* bytes, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
-  return hash;
-}
-
 bool flag(const KernelInfo& info, const char* name) {
   const int64_t value = info.integer(name);
   if (value != 0 && value != 1)
@@ -35,30 +31,45 @@ bool flag(const KernelInfo& info, const char* name) {
   return value == 1;
 }
 
-void check_format_version(const KernelInfo& info) {
+int64_t format_version(const KernelInfo& info) {
   const int64_t version = info.integer("format_version");
-  if (version == kFormatVersion) return;
+  if (1 <= version && version <= kFormatVersion) return version;
   throw InvalidArgument(
-      "format_version is " + std::to_string(version) + ", expected " +
+      "format_version is " + std::to_string(version) + ", expected 1 to " +
       std::to_string(kFormatVersion) +
       (version > kFormatVersion ? ": the model was written by a newer fixclf_infer" : ""));
 }
 
+template <class Checksum>
+void add_bits(const Tensor& bits, BitShape shape, Checksum* checksum) {
+  checksum->add(bits.data<uint8_t>(), shape.rows * shape.bytes_per_row);
+}
+
 }  // namespace
 
-HeadInputs::HeadInputs(const KernelInfo& info, DType x) {
-  check_format_version(info);
+HeadInputs::HeadInputs(const KernelInfo& info, DType x, std::initializer_list<const char*> own)
+    : version_(format_version(info)), checksum_(info.integer("checksum")) {
+  const auto read = [&](const char* name) {
+    integers_.push_back(info.integer(name));
+    return integers_.back();
+  };
+  const auto read_flag = [&](const char* name) {
+    integers_.push_back(flag(info, name));
+    return integers_.back() == 1;
+  };
+  read("format_version");
   Codebook& codebook = problem_.codebook;
-  codebook.features = info.integer("in_features");
-  codebook.classes = codebook.class_end = info.integer("num_classes");
-  codebook.base_order = info.integer("base_order");
-  codebook.log2 = info.integer("log2");
-  codebook.negate = flag(info, "negate");
-  codebook.center = flag(info, "center");
-  codebook.row_offset = info.integer("row_offset");
-  codebook.column_offset = info.integer("column_offset");
-  has_bias_ = flag(info, "has_bias");
-  checksum_ = static_cast<uint64_t>(info.integer("checksum"));
+  codebook.features = read("in_features");
+  codebook.classes = codebook.class_end = read("num_classes");
+  codebook.base_order = read("base_order");
+  codebook.log2 = read("log2");
+  codebook.negate = read_flag("negate");
+  codebook.center = read_flag("center");
+  codebook.row_offset = read("row_offset");
+  codebook.column_offset = read("column_offset");
+  has_bias_ = read_flag("has_bias");
+  if (version_ >= 2) scale_checksum_ = read("scale_checksum");
+  for (const char* name : own) read(name);
 
   problem_.normalize = true;
   problem_.bias_dtype = DType::kFloat32;
@@ -68,38 +79,49 @@ HeadInputs::HeadInputs(const KernelInfo& info, DType x) {
   for (const Input input : {kInputAlpha, kInputBias, kInputSigns, kInputBase})
     fixed_[input] = !info.has_input(input) || info.constant(input);
   problem_.alpha = 1;
-  if (fixed_[kInputAlpha]) set_alpha(info.constant(kInputAlpha), &problem_);
-  if (fixed_[kInputBias]) set_bias(info.constant(kInputBias), &problem_);
+  const Tensor alpha = info.constant(kInputAlpha), bias = info.constant(kInputBias);
+  if (fixed_[kInputAlpha]) set_alpha(alpha, &problem_);
+  if (fixed_[kInputBias]) set_bias(bias, &problem_);
+  if (fixed_[kInputBias] && bias && !is_float32(bias))
+    bias_ = floats(bias, problem_.bias_length, "bias");
+  if (fixed_[kInputAlpha] && fixed_[kInputBias]) check_scale(alpha, bias);
   fixed_[kInputSigns] = fixed_[kInputBase] = fixed_[kInputSigns] && fixed_[kInputBase];
   if (fixed_[kInputSigns])
     set_codebook(info.constant(kInputSigns), info.constant(kInputBase), &codebook);
 }
 
-HeadProblem HeadInputs::read(const KernelContext& context, Dimensions* dimensions) const {
-  HeadProblem p = problem_;
+HeadInputs::Run HeadInputs::read(const KernelContext& context) const {
+  Run run{problem_, {}, {}};
+  HeadProblem& p = run.problem;
   const Tensor x = context.input(kInputX);
-  *dimensions = x.dimensions();
-  const RowShape shape = rows_of(*dimensions);
+  run.dimensions = x.dimensions();
+  const RowShape shape = rows_of(run.dimensions);
   p.x = {x.data<void>(), p.x.dtype, shape.rows, shape.columns, shape.columns};
 
   if (!is_fixed(kInputAlpha)) set_alpha(context.input(kInputAlpha), &p);
 
   const Tensor bias = context.input(kInputBias);
-  if (!is_fixed(kInputBias)) set_bias(bias, &p);
-  p.bias = bias.data<void>();
+  p.bias = bias_.empty() ? bias.data<void>() : bias_.data();
+  if (!is_fixed(kInputBias)) {
+    set_bias(bias, &p);
+    if (bias && !is_float32(bias)) {
+      run.bias = floats(bias, p.bias_length, "bias");
+      p.bias = run.bias.data();
+    }
+  }
 
   const Tensor signs = context.input(kInputSigns), base = context.input(kInputBase);
   if (!is_fixed(kInputSigns)) set_codebook(signs, base, &p.codebook);
   p.codebook.signs = signs.data<uint8_t>();
   p.codebook.base = base.data<uint8_t>();
-  return p;
+  return run;
 }
 
 void HeadInputs::set_alpha(const Tensor& alpha, HeadProblem* problem) const {
   const Dimensions dimensions = alpha.dimensions();
   if (dimensions.size() > 1 || (dimensions.size() == 1 && dimensions[0] != 1))
     throw InvalidArgument("alpha has the shape " + text(dimensions) + ", expected one element");
-  problem->alpha = *alpha.data<float>();
+  problem->alpha = floats(alpha, 1, "alpha")[0];
 }
 
 void HeadInputs::set_bias(const Tensor& bias, HeadProblem* problem) const {
@@ -118,17 +140,41 @@ void HeadInputs::set_codebook(const Tensor& signs, const Tensor& base, Codebook*
   const BitShape base_shape = shape_of_bits(base, "base");
   codebook->blocks = signs ? sign_shape.rows : 1;
   check(validate(*codebook, base_shape, sign_shape));
-  uint64_t hash = 0xcbf29ce484222325;
-  hash = fnv1a(hash, signs.data<uint8_t>(), sign_shape.rows * sign_shape.bytes_per_row);
-  hash = fnv1a(hash, base.data<uint8_t>(), base_shape.rows * base_shape.bytes_per_row);
-  if (hash != checksum_)
+  const auto refuse = [](const char* what) {
     throw InvalidArgument(
-        "signs or base is not what the model was written with (its checksum differs): the sign "
-        "masks or the base matrix were changed");
+        std::string(what) +
+        " is not what the model was written with (the checksum differs): the sign masks or the "
+        "base matrix were changed");
+  };
+  if (version_ == 1) {
+    Fnv1a checksum;
+    add_bits(signs, sign_shape, &checksum);
+    add_bits(base, base_shape, &checksum);
+    if (checksum.value() != checksum_) refuse("signs or base");
+    return;
+  }
+  Crc32 checksum;
+  for (const int64_t integer : integers_) checksum.add(integer);
+  add_bits(signs, sign_shape, &checksum);
+  add_bits(base, base_shape, &checksum);
+  if (checksum.value() != checksum_) refuse("an attribute, signs or base");
+}
+
+// 0 stands for an alpha or a bias that the model computes. Tools that convert a model to 16 bits
+// round both, and leave the checksum.
+void HeadInputs::check_scale(const Tensor& alpha, const Tensor& bias) const {
+  if (scale_checksum_ == 0 || !is_float32(alpha) || (bias && !is_float32(bias))) return;
+  if (bias && problem_.bias_length != problem_.codebook.classes) return;  // refused by validate
+  Crc32 checksum;
+  checksum.add(alpha.data<float>(), sizeof(float));
+  if (bias) checksum.add(bias.data<float>(), problem_.bias_length * int64_t{sizeof(float)});
+  if (checksum.value() != scale_checksum_)
+    throw InvalidArgument(
+        "alpha or bias is not what the model was written with: their checksum differs");
 }
 
 FixedHead::FixedHead(const KernelInfo& info, DType x)
-    : inputs_(info, x),
+    : inputs_(info, x, {"epilogue"}),
       epilogue_(static_cast<Epilogue>(info.integer("epilogue"))),
       y_(output_dtype(x)) {
   // Those of [..., C]; core has others.
@@ -142,8 +188,9 @@ FixedHead::FixedHead(const KernelInfo& info, DType x)
 }
 
 void FixedHead::compute(KernelContext& context) const {
-  Dimensions dimensions;
-  HeadProblem p = inputs_.read(context, &dimensions);
+  HeadInputs::Run run = inputs_.read(context);
+  HeadProblem& p = run.problem;
+  Dimensions& dimensions = run.dimensions;
   const int64_t classes = dimensions.back() = p.codebook.classes;
   p.epilogue = epilogue_;
   p.out = {context.output<void>(0, dimensions), y_, p.x.rows, classes, classes};
@@ -158,7 +205,9 @@ void FixedHead::infer_shapes(const ShapeContext& shapes) {
 }
 
 FixedHeadTopK::FixedHeadTopK(const KernelInfo& info, DType x)
-    : inputs_(info, x), k_(info.integer("k")), log_probabilities_(flag(info, "log_probabilities")) {
+    : inputs_(info, x, {"k", "log_probabilities"}),
+      k_(info.integer("k")),
+      log_probabilities_(flag(info, "log_probabilities")) {
   HeadProblem p = inputs_.fixed();
   p.epilogue = Epilogue::kTopK;
   p.k = k_;
@@ -167,8 +216,9 @@ FixedHeadTopK::FixedHeadTopK(const KernelInfo& info, DType x)
 }
 
 void FixedHeadTopK::compute(KernelContext& context) const {
-  Dimensions dimensions;
-  HeadProblem p = inputs_.read(context, &dimensions);
+  HeadInputs::Run run = inputs_.read(context);
+  HeadProblem& p = run.problem;
+  Dimensions& dimensions = run.dimensions;
   p.epilogue = Epilogue::kTopK;
   p.k = k_;
   p.log_probabilities = log_probabilities_;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <array>
+#include <initializer_list>
+#include <vector>
 
 #include "bindings/onnxruntime/op.h"
 #include "core/problem.h"
@@ -14,17 +16,23 @@ namespace fixclf::ort {
 class HeadInputs {
  public:
   static constexpr Parameter kX{ElementType::kX};
-  static constexpr Parameter kAlpha{ElementType::kFloat32};
-  static constexpr Parameter kBias{ElementType::kFloat32, INPUT_OUTPUT_OPTIONAL};
+  static constexpr Parameter kAlpha{ElementType::kFloats};
+  static constexpr Parameter kBias{ElementType::kFloats, INPUT_OUTPUT_OPTIONAL};
   static constexpr Parameter kBits{ElementType::kUint8, INPUT_OUTPUT_OPTIONAL};
 
-  HeadInputs(const KernelInfo& info, DType x);
+  // own: the attributes that only this operator has, in the order of the format.
+  HeadInputs(const KernelInfo& info, DType x, std::initializer_list<const char*> own);
 
   // The problem of no rows, for validation.
   const HeadProblem& fixed() const { return problem_; }
 
-  // The problem of this run, all but its output, and the dimensions of X.
-  HeadProblem read(const KernelContext& context, Dimensions* dimensions) const;
+  // One run: the problem, all but its output, and the dimensions of X.
+  struct Run {
+    HeadProblem problem;
+    Dimensions dimensions;
+    std::vector<float> bias;  // where the model's is computed, and not in float32
+  };
+  Run read(const KernelContext& context) const;
 
  private:
   enum Input { kInputX, kInputAlpha, kInputBias, kInputSigns, kInputBase, kInputCount };
@@ -34,11 +42,14 @@ class HeadInputs {
   void set_alpha(const Tensor& alpha, HeadProblem* problem) const;
   void set_bias(const Tensor& bias, HeadProblem* problem) const;
   void set_codebook(const Tensor& signs, const Tensor& base, Codebook* codebook) const;
+  void check_scale(const Tensor& alpha, const Tensor& bias) const;
 
   HeadProblem problem_{};
   bool has_bias_;
-  uint64_t checksum_;
+  int64_t version_, checksum_, scale_checksum_ = 0;
+  std::vector<int64_t> integers_;  // what the checksum of version 2 covers beside the bits
   std::array<bool, kInputCount> fixed_{};
+  std::vector<float> bias_;  // where the model's is fixed, and not in float32
 };
 
 class FixedHead {

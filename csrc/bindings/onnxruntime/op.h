@@ -13,8 +13,9 @@
 namespace fixclf::ort {
 
 enum class ElementType {
-  kX,  // of the features
-  kY,  // of the features, float32 for int8
+  kX,       // of the features
+  kY,       // of the features, float32 for int8
+  kFloats,  // any float type: tools that convert a model to 16 bits convert such inputs with it
   kFloat32,
   kUint8,
   kInt64
@@ -49,6 +50,8 @@ inline ONNXTensorElementDataType element_type(ElementType type, DType x) {
       return element_type(x);
     case ElementType::kY:
       return element_type(output_dtype(x));
+    case ElementType::kFloats:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // the kernel looks itself
     case ElementType::kUint8:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
     case ElementType::kInt64:

@@ -80,12 +80,12 @@ class Tensor {
 
   explicit operator bool() const { return value_ != nullptr; }
 
-  Dimensions dimensions() const {
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(*api_, api_->GetTensorTypeAndShape(value_, &info));
-    const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
-        info, api_->ReleaseTensorTypeAndShapeInfo);
-    return dimensions_of(*api_, info);
+  Dimensions dimensions() const { return dimensions_of(*api_, type_and_shape().get()); }
+
+  ONNXTensorElementDataType element_type() const {
+    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    check(*api_, api_->GetTensorElementType(type_and_shape().get(), &type));
+    return type;
   }
 
   template <class T>
@@ -97,6 +97,14 @@ class Tensor {
   }
 
  private:
+  using Info = std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)>;
+
+  Info type_and_shape() const {
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(*api_, api_->GetTensorTypeAndShape(value_, &info));
+    return {info, api_->ReleaseTensorTypeAndShapeInfo};
+  }
+
   const OrtApi* api_;
   const OrtValue* value_;
 };
@@ -115,12 +123,13 @@ class KernelInfo {
     return value;
   }
 
-  double number(const char* name, double absent) const {
+  float number(const char* name) const {
     float value = 0;
-    OrtStatus* status = api_.KernelInfoGetAttribute_float(info_, name, &value);
-    if (status == nullptr) return value;
-    api_.ReleaseStatus(status);
-    return absent;
+    if (OrtStatus* status = api_.KernelInfoGetAttribute_float(info_, name, &value)) {
+      api_.ReleaseStatus(status);
+      throw InvalidArgument(std::string("the attribute ") + name + " is missing or no number");
+    }
+    return value;
   }
 
   bool has_input(size_t index) const {

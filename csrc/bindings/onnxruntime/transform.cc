@@ -5,7 +5,7 @@
 namespace fixclf::ort {
 
 HadamardTransform::HadamardTransform(const KernelInfo& info, DType x)
-    : dtype_(x), scale_(info.number("scale", 1)) {
+    : dtype_(x), scale_(info.number("scale")) {
   const int64_t n = info.last_dimension(0);
   if (n >= 0)
     check(validate(TransformProblem{{nullptr, x, 0, n, n}, {nullptr, x, 0, n, n}, scale_}));

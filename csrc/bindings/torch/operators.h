@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
 #include <stdexcept>
@@ -196,7 +197,7 @@ struct Operators {
              ", expected Float or the dtype of x");
     }
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dim, sizes, strides, dtype, device.type, device.index, &handle));
     return Tensor(handle);
   }

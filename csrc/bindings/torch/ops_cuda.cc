@@ -20,7 +20,7 @@ class Cuda {
   }
 
   explicit Cuda(const Tensor& x) : device_(of(checked(x))), guard_(device_.index) {
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(device_.index, reinterpret_cast<void**>(&stream_)));
   }
   void set_alpha(fixclf::HeadProblem&, const Tensor& alpha) { alpha_ = alpha.const_data_ptr(); }
@@ -50,7 +50,7 @@ class Cuda {
               auto& cuda = *static_cast<Cuda*>(self);
               const int64_t stride = 1;
               AtenTensorHandle handle;
-              STABLE_TORCH_ERROR_CODE_CHECK(
+              TORCH_ERROR_CODE_CHECK(
                   aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(),
                                            cuda.device_.type, cuda.device_.index, &handle));
               cuda.memory_ = Tensor(handle);

@@ -1,5 +1,5 @@
-// index = argmax z, the lowest class on ties. Cost: a multiply-add, a comparison and two selections
-// a class; no exponential.
+// index = argmax z, the lowest class on ties, NaN above any number. Cost: a multiply-add, a
+// comparison and two selections a class; no exponential.
 #pragma once
 
 #include "cpu/logits-inl.h"
@@ -9,6 +9,8 @@ namespace {
 
 template <class V>
 struct ArgMaxEpilogue : EpilogueDefaults {
+  static constexpr bool kTakesNaN = true;
+
   Best<V> best;
   int64_t* index;
 
@@ -21,6 +23,7 @@ struct ArgMaxEpilogue : EpilogueDefaults {
     best.add(z, [](int64_t, typename V::F value) { return value; });
   }
   void merge(const ArgMaxEpilogue& later) { best.merge(later.best); }
+  void take_nan(int64_t id) { best.take_nan(id); }
   void finish() { *index = best.id; }
   void invalid(typename V::Real /*nan*/) { *index = 0; }
 };

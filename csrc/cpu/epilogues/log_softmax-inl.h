@@ -19,9 +19,11 @@ struct LogSoftmaxEpilogue : MapDefaults<V, Out> {
       return;
     }
     Out* to = this->out + z.first_class;
-    const auto shift = V::set(lse.total.value());
-    z.for_logits(
-        0, [&](int64_t i, typename V::F value, auto lanes) { lanes.store(to + i, value - shift); });
+    const auto max = V::set(lse.total.max);
+    const auto log_of_sum = V::set(static_cast<typename V::Real>(lse.total.log_of_sum()));
+    z.for_logits(0, [&](int64_t i, typename V::F value, auto lanes) {
+      lanes.store(to + i, (value - max) - log_of_sum);  // as LogSumExp::log_probability
+    });
   }
   void end_chunk() { lse.end_chunk(); }
   void merge(const LogSoftmaxEpilogue& later) { lse.total.merge(later.lse.total); }

@@ -40,7 +40,7 @@ struct LogProbEpilogue : EpilogueDefaults {
   void merge(const LogProbEpilogue& later) { lse.total.merge(later.lse.total); }
   void finish() {
     *logsumexp = lse.total.value();
-    for (int64_t j = 0; j < count; ++j) out[j] = logits[j] - *logsumexp;
+    for (int64_t j = 0; j < count; ++j) out[j] = lse.total.log_probability(logits[j]);
   }
   void invalid(Real nan) {
     *logsumexp = nan;

@@ -35,9 +35,10 @@ struct NllEpilogue : EpilogueDefaults {
   FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
     lse.chunk.add(z);
     if (smoothing > 0) {
-      LongSum<V> sum;
-      z.for_logits(0, [&](int64_t, typename V::F value, auto) { sum.add(value); });
-      chunk += sum.value();
+      // In double: the loss is a small difference of it where all logits are huge.
+      typename V::D sum = {};
+      z.for_logits(0, [&](int64_t, typename V::F value, auto) { sum = V::add_double(sum, value); });
+      chunk += V::reduce_add_double(sum);
     }
     const int64_t i = target - z.first_class;
     if (i >= 0 && i < z.count) target_logit = z.at(i);

@@ -15,6 +15,8 @@ struct SampleEpilogue : EpilogueDefaults {
   using S = typename V::S;
   using U = typename V::U;
 
+  static constexpr bool kTakesNaN = true;
+
   Best<V> best;
   int64_t* index;
   uint32_t key[2];
@@ -62,6 +64,7 @@ struct SampleEpilogue : EpilogueDefaults {
                     __attribute__((always_inline)) { return value + gumbel(z.first_class + i); });
   }
   void merge(const SampleEpilogue& later) { best.merge(later.best); }
+  void take_nan(int64_t id) { best.take_nan(id); }
   void finish() { *index = best.id; }
   void invalid(typename V::Real /*nan*/) { *index = 0; }
 };

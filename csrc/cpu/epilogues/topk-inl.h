@@ -1,7 +1,7 @@
-// The k largest logits of a row, sorted, the lowest class first on ties, and logsumexp(z). A heap
-// of the k best so far, its worst at the root; a segment is searched only where its maximum, which
-// the logsumexp needs anyway, beats the root. Cost: one exponential a class, and about k log(C / k)
-// insertions of log2 k steps. Room: k (id, value) a row.
+// The k largest logits of a row, sorted, the lowest class first on ties (NaN before any number),
+// and logsumexp(z). A heap of the k best so far, its worst at the root; a segment is searched only
+// where its maximum, which the logsumexp needs anyway, beats the root. Cost: one exponential a
+// class, and about k log(C / k) insertions of log2 k steps. Room: k (id, value) a row.
 #pragma once
 
 #include "cpu/logits-inl.h"
@@ -47,7 +47,8 @@ struct TopKEpilogue : EpilogueDefaults {
   template <class Logits>
   FIXCLF_INLINE void segment(int /*pass*/, const Logits& z) {
     const Real top = lse.chunk.add(z);
-    if (!bounded || top > threshold) search(z);
+    const bool nan = Logits::kMayBeNaN && is_nan(lse.chunk.max);
+    if (!bounded || nan || top > threshold) search(z);
   }
   bool needs_forbidden() const { return !bounded; }
   void end_chunk() { lse.end_chunk(); }
@@ -64,13 +65,12 @@ struct TopKEpilogue : EpilogueDefaults {
 
   void finish() {
     *logsumexp = lse.total.value();
-    const Real shift = log_probabilities ? *logsumexp : 0;
     // The worst goes last, and so on.
     while (size > 0) {
       const Entry worst = heap[0];
       --size;
       sift_down(heap[size]);
-      values[size] = worst.value - shift;
+      values[size] = log_probabilities ? lse.total.log_probability(worst.value) : worst.value;
       indices[size] = worst.id;
     }
   }
@@ -87,7 +87,8 @@ struct TopKEpilogue : EpilogueDefaults {
   void search(const Logits& z) {
     z.for_logits(z.kLowest, [&](int64_t i, F value, auto lanes) {
       if (bounded) {
-        uint32_t above = V::bits(value > V::set(threshold));
+        const auto better = value > V::set(threshold);
+        uint32_t above = V::bits(Logits::kMayBeNaN ? better | (value != value) : better);
         for (; above != 0; above &= above - 1) {
           const int lane = __builtin_ctz(above);
           offer({value[lane], static_cast<int32_t>(z.first_class + i + lane)});
@@ -99,13 +100,16 @@ struct TopKEpilogue : EpilogueDefaults {
     });
   }
 
+  // NaN is better than any number.
   static FIXCLF_INLINE bool worse(const Entry& a, const Entry& b) {
-    return a.value < b.value || (a.value == b.value && a.id > b.id);
+    if (a.value < b.value) return true;
+    if (a.value > b.value) return false;
+    return is_nan(a.value) == is_nan(b.value) ? a.id > b.id : is_nan(b.value);
   }
 
   void offer(const Entry& entry) {
     if (size < k) {
-      if (bounded && !(entry.value > threshold)) return;
+      if (bounded && entry.value <= threshold) return;
       sift_up(entry);
     } else if (worse(heap[0], entry)) {
       sift_down(entry);

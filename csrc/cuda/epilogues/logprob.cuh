@@ -38,7 +38,7 @@ struct LogProbEpilogue : Reduction<Real, LogSumExp<Real>> {
       const bool known = valid && ids()[j] >= 0 && ids()[j] < this->classes();
       const Real z = known ? logits_out()[j] : nan_of(Real());
       logits_out()[j] = z;
-      out[j] = z - lse;
+      out[j] = total.log_probability(z);
     }
     if (active && this->group.rank() == 0) static_cast<Real*>(this->a.p.logsumexp)[this->row] = lse;
   }

@@ -120,11 +120,11 @@ struct TopKEpilogue : Reduction<Real, LogSumExp<Real>> {
     sort();
     const HeadProblem& p = this->a.p;
     const Real lse = valid ? total.value() : nan_of(Real());
-    const Real shift = p.log_probabilities ? lse : 0;
     Real* values = static_cast<Real*>(p.out.data) + this->row * p.out.stride;
     if (!active) return;
     for (int i = this->group.rank(); i < k; i += this->group.threads()) {
-      values[i] = valid ? Rank::value(entries[i].rank) - shift : nan_of(Real());
+      const Real z = valid ? Rank::value(entries[i].rank) : nan_of(Real());
+      values[i] = p.log_probabilities ? total.log_probability(z) : z;
       p.indices[this->row * k + i] = valid ? static_cast<int64_t>(entries[i].id) : i;
     }
     if (active && this->group.rank() == 0) static_cast<Real*>(p.logsumexp)[this->row] = lse;

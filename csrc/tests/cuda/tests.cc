@@ -221,6 +221,9 @@ int main(int argc, char** argv) {
     test_reduction_backward(run, 20);
   }
   test_extreme_rows(run);
+  test_huge_rows(run);
+  test_huge_transforms(run);
+  test_special_biases(run);
   for (int i = 0; i < rounds / 5; ++i) test_chunks();
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kInt8}) {
     test_large_order(11, 1, dtype);

@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "bindings/onnxruntime/checksum.h"
 #include "tests/check.h"
 #include "tests/onnxruntime/host.h"
 #include "tests/onnxruntime/model.h"
@@ -37,30 +38,42 @@ Values bias() {
   return values;
 }
 
-int64_t checksum(const std::vector<uint8_t>& bytes) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const uint8_t byte : bytes) hash = (hash ^ byte) * 0x100000001b3;
-  return static_cast<int64_t>(hash);
+// Attributes of format version 1, whose checksum is over the bits alone; those of version 2.
+std::vector<std::pair<std::string, int64_t>> attributes(int64_t version) {
+  std::vector<std::pair<std::string, int64_t>> found = {{"format_version", version},
+                                                        {"in_features", kFeatures},
+                                                        {"num_classes", kClasses},
+                                                        {"base_order", 1},
+                                                        {"log2", 6},
+                                                        {"negate", 0},
+                                                        {"center", 0},
+                                                        {"row_offset", 0},
+                                                        {"column_offset", 0},
+                                                        {"has_bias", 1}};
+  if (version == 1) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (const uint8_t byte : kSigns) hash = (hash ^ byte) * 0x100000001b3;
+    found.insert(found.end(), {{"epilogue", 0}, {"checksum", static_cast<int64_t>(hash)}});
+    return found;
+  }
+  const Values b = bias();
+  fixclf::ort::Crc32 scale, all;
+  scale.add(&kAlpha, sizeof(kAlpha));
+  scale.add(b.data(), kClasses * int64_t{sizeof(float)});
+  found.insert(found.end(), {{"scale_checksum", scale.value()}, {"epilogue", 0}});
+  for (const auto& attribute : found) all.add(attribute.second);
+  all.add(kSigns.data(), static_cast<int64_t>(kSigns.size()));
+  found.emplace_back("checksum", all.value());
+  return found;
 }
 
-onnx::Node fixed_head() {
+onnx::Node fixed_head(int64_t version = 2) {
   return {
       "FixedHead",
       {"X", "alpha", "bias", "signs"},
       {onnx::tensor<float>("alpha", {}, {kAlpha}), onnx::tensor<float>("bias", {kClasses}, bias()),
        onnx::tensor<uint8_t>("signs", {2, kOrder / 8}, kSigns)},
-      {{"format_version", 1},
-       {"in_features", kFeatures},
-       {"num_classes", kClasses},
-       {"base_order", 1},
-       {"log2", 6},
-       {"negate", 0},
-       {"center", 0},
-       {"row_offset", 0},
-       {"column_offset", 0},
-       {"epilogue", 0},
-       {"has_bias", 1},
-       {"checksum", checksum(kSigns)}},
+      attributes(version),
       kFeatures,
       kClasses};
 }
@@ -122,6 +135,17 @@ bool contains(const std::string& text, const char* part) {
   return found;
 }
 
+void test_crc32() {
+  fixclf::ort::Crc32 checksum;
+  checksum.add("123456789", 9);
+  CHECK(checksum.value() == 0xcbf43926);
+}
+
+void test_the_first_format_version(const Runtime& runtime, const char* library) {
+  const Session session(runtime, library, onnx::model(fixed_head(1)), 1);
+  CHECK(close(session.run(features(3, 1), kFeatures, kClasses), oracle(features(3, 1))));
+}
+
 void test_a_good_model(const Runtime& runtime, const char* library) {
   for (const int threads : {1, 3}) {
     const Session session(runtime, library, onnx::model(fixed_head()), threads);
@@ -136,14 +160,19 @@ void test_bad_models(const Runtime& runtime, const char* library) {
   const auto load = [&](const onnx::Node& node) {
     return error_of([&] { Session(runtime, library, onnx::model(node), 1); });
   };
-  CHECK(contains(load(with_attribute(fixed_head(), "format_version", 2)),
+  CHECK(contains(load(with_attribute(fixed_head(), "format_version", 3)),
                  "written by a newer fixclf_infer"));
   CHECK(contains(load(with_attribute(fixed_head(), "checksum", 1)), "were changed"));
+  CHECK(contains(load(with_attribute(fixed_head(), "epilogue", 1)), "were changed"));
+  CHECK(contains(load(with_attribute(fixed_head(1), "checksum", 1)), "were changed"));
   CHECK(contains(load(with_attribute(fixed_head(), "has_bias", 0)), "bias is given"));
   CHECK(contains(load(with_attribute(fixed_head(), "log2", 62)), "over the limit"));
   onnx::Node node = fixed_head();
   node.inputs[2] = "";
   CHECK(contains(load(node), "bias is missing"));
+  node = fixed_head();
+  node.initializers[0] = onnx::tensor<float>("alpha", {}, {kAlpha + 1});
+  CHECK(contains(load(node), "alpha or bias is not what the model was written with"));
   node = fixed_head();
   node.attributes.clear();
   CHECK(contains(load(node), "format_version is missing"));
@@ -215,6 +244,8 @@ int main(int argc, char** argv) {
   const Runtime runtime(argv[1]);
   const char* library = argv[2];
   test_load_and_unload(runtime, library);
+  test_crc32();
+  test_the_first_format_version(runtime, library);
   test_a_good_model(runtime, library);
   test_bad_models(runtime, library);
   test_concurrency(runtime, library);

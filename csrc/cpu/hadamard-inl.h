@@ -271,7 +271,8 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
   // In place, a look at the rows is cheaper than to save them: where they are too small to
   // overflow, they need not be there for a second time.
   int64_t row = begin;
-  if (std::is_same_v<T, Real> && scale_fits && in_place && p.x.stride == n && p.y.stride == n) {
+  if (V::kWidth > 1 && std::is_same_v<T, Real> && scale_fits && in_place && p.x.stride == n &&
+      p.y.stride == n) {
     const int64_t most = n < int64_t{1} << kBlockLog2 ? (int64_t{1} << kBlockLog2) / n : 1;
     const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
     for (int64_t rows; row < end; row += rows) {

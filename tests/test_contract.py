@@ -294,6 +294,19 @@ def test_probabilities_sum_to_one(
         np.testing.assert_allclose(np.exp(log_p.astype(np.float64)).sum(axis=-1), 1, atol=atol)
 
 
+@pytest.mark.parametrize("largest", [59.5, 60.5])
+@pytest.mark.parametrize("name", sorted(BOOKS))
+def test_softmax_with_and_without_a_maximum(isa: str, name: str, largest: float) -> None:
+    # alpha and the bias bound the logits by 60, or do not; features of class 0 and its opposite
+    # come close to the bound.
+    book = BOOKS[name]
+    matrix = expand(book)
+    x = np.stack([matrix[0], -matrix[0], matrix[-1]]).astype(np.float32)
+    bias = np.linspace(-20, 20, len(matrix)).astype(np.float32)
+    got = native_head(x, largest - 20, bias, book, Epilogue.SOFTMAX)
+    check_head(got, x, matrix, largest - 20, bias, Epilogue.SOFTMAX)
+
+
 def test_probabilities_below_the_smallest_float(isa: str, rng: np.random.Generator) -> None:
     book = BOOKS["negated"]
     x = rows(rng, 3, 64, 1.0, "float32")

@@ -175,6 +175,26 @@ def test_folding(isa: str, in_features: int, num_classes: int) -> None:
         check_head(got, x, expand_first(book), 4.0, bias, epilogue)
 
 
+@pytest.mark.parametrize("row_offset", [0, 1, 40])
+@pytest.mark.parametrize("log2", range(5, 12))
+def test_a_row_read_with_the_first_pass(isa: str, log2: int, row_offset: int) -> None:
+    """As many features as rows, or twice as many; codelets that the epilogue does, or does not."""
+    for in_features, num_classes in (
+        (1 << log2, (1 << log2) - row_offset),
+        (2 << log2, (1 << log2) - row_offset),
+        (2 << log2, (1 << log2 - 1) + 3),
+    ):
+        if num_classes + row_offset > 1 << log2 or num_classes < 1:
+            continue
+        order = (in_features - 1).bit_length()
+        book = synthetic(in_features, num_classes, log2=order, row_offset=row_offset)
+        x = np.random.default_rng(log2).standard_normal((2, in_features)).astype(np.float32)
+        bias = np.linspace(-1, 1, num_classes, dtype=np.float32)
+        for epilogue in (Epilogue.LOGITS, Epilogue.SOFTMAX):
+            got = native_head(x, 6.0, bias, book, epilogue)
+            check_head(got, x, expand(book), 6.0, bias, epilogue)
+
+
 def test_largest_order(isa: str) -> None:
     # 2^20 columns; only as many rows as the oracle can hold.
     in_features = 2**20 - 3

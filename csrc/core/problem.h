@@ -32,6 +32,9 @@ struct HeadProblem {
   int64_t bias_length;
   DType bias_dtype;
   bool normalize;
+  // No |z_i| of any row is larger: alpha and bias alone decide it. A backend that makes use of it
+  // sets it; infinity where nothing is known.
+  double largest_logit = __builtin_huge_val();
   // Reductions only: z_i = -inf where bit i of a row is clear. [1 or B, ceil(M/8)], null: all.
   const uint8_t* mask;
   int64_t mask_rows;

@@ -44,7 +44,7 @@ double fold(const T* x, int64_t features, int64_t width, typename V::Real factor
   for (int64_t j = 0; j < width; j += kPad<V>) {
     F sum[kUnroll] = {};
     const auto add = [&](int u, F v) __attribute__((always_inline)) {
-      if (kScaled) v *= factor;
+      v = V::held(kScaled ? v * factor : v);
       sum[u] += v;
       squares[u] = V::fma(v, v, squares[u]);
     };
@@ -69,9 +69,54 @@ double fold(const T* x, int64_t features, int64_t width, typename V::Real factor
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) V::store(y + j + u * V::kWidth, sum[u]);
     if (pending >= 2 * kFoldDepth || j + kPad<V> >= width) {
-      total += V::to_double((squares[0] + squares[1]) + (squares[2] + squares[3]));
+      total = V::add_double(total, (squares[0] + squares[1]) + (squares[2] + squares[3]));
       for (F& square : squares) square = F{};
       pending = 0;
+    }
+  }
+  return V::reduce_add_double(total);
+}
+
+// The transform of x folded to 2^k elements, as far as its first pass, that of the kRadix highest
+// bits: what is left are 2^kRadix transforms of 2^(k - kRadix) elements. x has kDepth 2^k elements,
+// each multiplied by factor. Returns factor^2 |x|^2. The sums need not be stored and read again.
+template <class V, class T, bool kScaled, int kDepth>
+double fold_and_pass(const T* x, int k, typename V::Real factor, typename V::Real* y) {
+  using F = typename V::F;
+  constexpr int kSums = 1 << V::kRadix, kEach = 4, kGroups = kSums / kEach;
+  const int64_t width = int64_t{1} << k, stride = width >> V::kRadix;
+  const auto one = V::opaque_one();
+  const T* from[kGroups];
+  typename V::Real* to[kGroups];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    from[g] = x + g * kEach * stride;
+    to[g] = y + g * kEach * stride;
+    asm("" : "+r"(from[g]), "+r"(to[g]));
+  }
+  F squares[kEach] = {};
+  typename V::D total = {};
+  int terms = 0;
+  for (int64_t i = 0; i < stride; i += V::kWidth) {
+    F v[kSums];
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kDepth; ++c) {
+        F term = V::load(from[j / kEach] + c * width + i + j % kEach * stride);
+        term = V::held(kScaled ? term * factor : term);
+        squares[j % kEach] = V::fma(term, term, squares[j % kEach]);
+        v[j] = c == 0 ? term : v[j] + term;
+      }
+    }
+    butterflies<V, V::kRadix>(v, one);
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) V::store(to[j / kEach] + i + j % kEach * stride, v[j]);
+    terms += kDepth * kGroups;
+    if (terms >= 2 * kFoldDepth || i + V::kWidth >= stride) {
+      total = V::add_double(total, (squares[0] + squares[1]) + (squares[2] + squares[3]));
+      for (F& square : squares) square = F{};
+      terms = 0;
     }
   }
   return V::reduce_add_double(total);
@@ -160,40 +205,51 @@ void fold_flipped(const typename V::Real* a, const uint8_t* signs, int64_t n, in
   fold_in_place<V>(y, step, width);
 }
 
-// Columns of P_b that are mixed at a time; their tables stay within the L1 cache.
-constexpr int64_t kMixTile = 64;
+// Columns of P_b that are mixed at a time: their tables stay within the L1 cache, and their groups
+// of four are unrolled.
+constexpr int64_t kMixTile = 32;
+constexpr int kMaxMixGroups = kMixTile / 4;
 
-// One vector of lanes, at m, of mix() below, for the `columns` columns from `first` on.
-template <class V, class Lanes>
-void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, const uint8_t* signs,
-               const typename V::Real* a, typename V::Real* y, int64_t first, int64_t m,
-               Lanes lanes) {
+// table[s] = sum of +-t[c], minus where bit c of s is set; two vectors that are each other's
+// negation cost one addition.
+template <class V>
+FIXCLF_INLINE void signed_sums(const typename V::F (&t)[4], typename V::F (&table)[16]) {
+  const auto a = t[0] + t[1], b = t[0] - t[1], c = t[2] + t[3], d = t[2] - t[3];
+  const typename V::F half[8] = {a + c, c - b, b + c, c - a, a + d, d - b, b + d, d - a};
+  constexpr int kPlace[8] = {0, 1, 2, 3, 8, 9, 10, 11};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    table[kPlace[i]] = half[i];
+    table[15 - kPlace[i]] = -half[i];
+  }
+}
+
+// One vector of lanes, at m, of mix() below, for kGroups groups of four columns from `first` on;
+// picks[i][g] is the byte within the tables that row i adds for group g.
+template <class V, int kGroups, class Lanes>
+FIXCLF_INLINE void mix_strip(int64_t base_order, int k, int64_t rows, const uint8_t* signs,
+                             const uint16_t (*picks)[kMaxMixGroups], const typename V::Real* a,
+                             typename V::Real* y, int64_t first, int64_t m, Lanes lanes) {
   typedef typename V::F F;
-  const int64_t stride = (base_order + 7) / 8;
-  const int64_t columns = base_order - first < kMixTile ? base_order - first : kMixTile;
-  F table[kMixTile / 4][16];
-  const int64_t groups = (columns + 3) / 4;
-  for (int64_t group = 0; group < groups; ++group) {
+  F tables[kGroups][16];
+#pragma GCC unroll 8
+  for (int group = 0; group < kGroups; ++group) {
     F t[4];
-    for (int64_t c = 0; c < 4; ++c) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
       const int64_t j = first + 4 * group + c;
       t[c] = j < base_order ? flipped<V>(a, signs, (j << k) + m, base_order << k) : F{};
     }
-    const F low[4] = {t[0] + t[1], t[1] - t[0], t[0] - t[1], -t[0] - t[1]};
-    const F high[4] = {t[2] + t[3], t[3] - t[2], t[2] - t[3], -t[2] - t[3]};
-#pragma GCC unroll 16
-    for (int s = 0; s < 16; ++s) table[group][s] = low[s % 4] + high[s / 4];
+    signed_sums<V>(t, tables[group]);
   }
-  const uint8_t* bits = base + first / 8;
-  for (int64_t i = 0; i < rows; ++i, bits += stride) {
-    typename V::Real* at = y + (i << k) + m;
-    F sum = first == 0 ? F{} : lanes.load(at);
-    for (int64_t group = 0; group + 1 < groups; group += 2) {
-      const uint8_t eight = bits[group / 2];
-      sum += table[group][eight % 16] + table[group + 1][eight / 16];
-    }
-    if (groups % 2 == 1) sum += table[groups - 1][bits[groups / 2] % 16];
-    lanes.store(at, sum);
+  const char* const bytes = reinterpret_cast<const char*>(tables);
+  typename V::Real* at = y + m;
+  for (int64_t i = 0; i < rows; ++i, at += int64_t{1} << k) {
+    F sum = V::load(reinterpret_cast<const typename V::Real*>(bytes + picks[i][0]));
+#pragma GCC unroll 8
+    for (int group = 1; group < kGroups; ++group)
+      sum += V::load(reinterpret_cast<const typename V::Real*>(bytes + picks[i][group]));
+    lanes.store(at, first == 0 ? sum : lanes.load(at) + sum);
   }
 }
 
@@ -205,9 +261,23 @@ void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, con
 template <class V>
 void mix(const uint8_t* base, int64_t base_order, int k, int64_t rows, const uint8_t* signs,
          const typename V::Real* a, typename V::Real* y) {
+  const int64_t stride = (base_order + 7) / 8;
+  uint16_t picks[kMaxBaseOrder][kMaxMixGroups];
   for (int64_t first = 0; first < base_order; first += kMixTile) {
-    for_lanes<V>(int64_t{1} << k, [&](int64_t m, auto lanes) {
-      mix_strip<V>(base, base_order, k, rows, signs, a, y, first, m, lanes);
+    const int64_t columns = base_order - first < kMixTile ? base_order - first : kMixTile;
+    const int groups = static_cast<int>((columns + 3) / 4);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int g = 0; g < groups; ++g) {
+        const int four = base[i * stride + first / 8 + g / 2] >> g % 2 * 4 & 15;
+        picks[i][g] = static_cast<uint16_t>((16 * g + four) * sizeof(typename V::F));
+      }
+    }
+    with_constant<kMaxMixGroups>(groups, [&](auto constant) {
+      if constexpr (constant > 0) {
+        for_lanes<V>(int64_t{1} << k, [&](int64_t m, auto lanes) {
+          mix_strip<V, constant>(base_order, k, rows, signs, picks, a, y, first, m, lanes);
+        });
+      }
     });
   }
 }

@@ -175,10 +175,12 @@ Status transform(const TransformProblem& p, const Parallel& parallel) {
                });
 }
 
-Status head(const HeadProblem& p, const Parallel& parallel) {
-  if (Status status = validate(p); !status.ok()) return status;
+Status head(const HeadProblem& problem, const Parallel& parallel) {
+  if (Status status = validate(problem); !status.ok()) return status;
   if (!choice().status.ok()) return choice().status;
-  const KernelTable* kernels = kernels_for(p.x.dtype);
+  const KernelTable* kernels = kernels_for(problem.x.dtype);
+  HeadProblem p = problem;
+  if (p.epilogue == Epilogue::kSoftmax) p.largest_logit = kernels->largest_logit(p);
   const HeadPlan plan = kernels->head_plan(p);
   if (plan.chunks > 1 && p.x.rows < kManyRows) return share_chunks(*kernels, plan, p, parallel);
   return share(parallel, p.x.rows, grain(operations_per_row(p.codebook)), plan.scratch,

@@ -34,21 +34,30 @@ struct RowLoader {
   const HeadProblem& p;
   const bool direct = is_direct(p.codebook, p.x.dtype);
   const int r = direct ? log2_ceil(rows_needed(p.codebook, 0)) : 0;
+  // Whether the first pass of the transform goes with the reading of a row.
+  const bool joined = direct && is_floating(p.x.dtype) && r <= kBlockLog2 &&
+                      r > V::kLog2Width + V::kCodelet &&
+                      (p.codebook.features >> r == 1 || p.codebook.features >> r == 2) &&
+                      p.codebook.features % (int64_t{1} << r) == 0;
   const double root = p.normalize ? __builtin_sqrt(static_cast<double>(p.codebook.features)) : 1;
 
-  // Returns the scale; leaves the block's rows in y (direct) or the padded row in a. One copy for
-  // all epilogues.
-  __attribute__((noinline)) Real load(int64_t row, Real* a, Real* y) const {
+  // What codelets() then has to do, where a joined row is loaded without them: 2^codelet vectors
+  // each.
+  const int codelet = codelet_stages<V>(r - V::kRadix - V::kLog2Width);
+
+  // Returns the scale; leaves the block's rows in y (direct), but for the codelets if `open`, or
+  // the padded row in a. One copy for all epilogues.
+  __attribute__((noinline)) Real load(int64_t row, Real* a, Real* y, bool open = false) const {
     if constexpr (sizeof(Real) == 8) {
-      return load_floating(row_of<double>(row), a, y);
+      return load_floating(row_of<double>(row), a, y, open);
     } else {
       switch (p.x.dtype) {
         case DType::kFloat32:
-          return load_floating(row_of<float>(row), a, y);
+          return load_floating(row_of<float>(row), a, y, open);
         case DType::kBFloat16:
-          return load_floating(row_of<BFloat16>(row), a, y);
+          return load_floating(row_of<BFloat16>(row), a, y, open);
         case DType::kFloat16:
-          return load_floating(row_of<Float16>(row), a, y);
+          return load_floating(row_of<Float16>(row), a, y, open);
         default:
           return load_integers(row_of<int8_t>(row), a, y);
       }
@@ -66,6 +75,8 @@ struct RowLoader {
     const int64_t features = p.codebook.features;
     if (direct) {
       const int64_t needed = int64_t{1} << r;
+      if (joined && features == needed) return fold_and_pass<V, T, kScaled, 1>(x, r, factor, y);
+      if (joined) return fold_and_pass<V, T, kScaled, 2>(x, r, factor, y);
       const int64_t width = fold_width<V>(features, needed);
       const double squares = fold<V, T, kScaled>(x, features, width, factor, y);
       fold_in_place<V>(y, width, needed);
@@ -79,9 +90,19 @@ struct RowLoader {
   }
 
   template <class T>
-  FIXCLF_INLINE Real load_floating(const T* x, Real* a, Real* y) const {
+  FIXCLF_INLINE Real load_floating(const T* x, Real* a, Real* y, bool open) const {
     const Real scale = read_in_range(x, a, y);
-    if (direct) transform<V, false>(y, y, r, 1);
+    if (joined) {
+      constexpr int64_t kParts = int64_t{1} << V::kRadix;
+      const int k = r - V::kRadix;
+      if (open) {
+        radix_passes<V>(y, y, k, V::kLog2Width + codelet, kParts);
+      } else {
+        transforms<V, false>(y, y, k, kParts, 1);
+      }
+    } else if (direct) {
+      transform<V, false>(y, y, r, 1);
+    }
     return scale;
   }
 

@@ -49,31 +49,48 @@ FIXCLF_INLINE typename V::F lane_butterflies(typename V::F v, int stages = V::kL
 }
 
 // R stages between vectors that lie `stride` elements apart; 2^R * stride elements in all.
+// Addresses are a base and 0 to 3 strides: 2^R pointers would not fit in the registers.
 template <class V, int R>
 FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, int64_t stride) {
+  constexpr int kGroups = R > 2 ? 1 << (R - 2) : 1, kEach = (1 << R) / kGroups;
   const auto one = V::opaque_one();
+  const typename V::Real* from[kGroups];
+  typename V::Real* to[kGroups];
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    from[g] = x + g * kEach * stride;
+    to[g] = y + g * kEach * stride;
+    asm("" : "+r"(from[g]), "+r"(to[g]));
+  }
   for (int64_t i = 0; i < stride; i += V::kWidth) {
     typename V::F v[1 << R];
 #pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j) v[j] = V::load(x + i + j * stride);
+    for (int j = 0; j < 1 << R; ++j) v[j] = V::load(from[j / kEach] + i + j % kEach * stride);
     butterflies<V, R>(v, one);
 #pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j) V::store(y + i + j * stride, v[j]);
+    for (int j = 0; j < 1 << R; ++j) V::store(to[j / kEach] + i + j % kEach * stride, v[j]);
   }
 }
 
-// `count` whole transforms of 2^R vectors each, contiguous, held in registers; without the stages
-// of the kFirst lowest bits, which have been done.
+// v = the transform of the 2^R vectors at x, in registers; without the stages of the kFirst lowest
+// bits, which have been done.
+template <class V, int R, int kFirst = 0>
+FIXCLF_INLINE void load_codelet(const typename V::Real* x, typename V::F (&v)[1 << R],
+                                typename V::F one) {
+#pragma GCC unroll 64
+  for (int j = 0; j < 1 << R; ++j)
+    v[j] = lane_butterflies < V,
+    kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
+  butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
+}
+
+// `count` of them, contiguous.
 template <class V, int R, bool kScale, int kFirst = 0, class Out = typename V::Real>
 FIXCLF_INLINE void codelets(const typename V::Real* x, Out* y, int64_t count, typename V::F scale) {
   const auto one = V::opaque_one();
   for (; count > 0; --count, x += V::kWidth << R, y += V::kWidth << R) {
     typename V::F v[1 << R];
-#pragma GCC unroll 64
-    for (int j = 0; j < 1 << R; ++j)
-      v[j] = lane_butterflies < V,
-      kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
-    butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
+    load_codelet<V, R, kFirst>(x, v, one);
 #pragma GCC unroll 64
     for (int j = 0; j < 1 << R; ++j) V::store(y + j * V::kWidth, kScale ? v[j] * scale : v[j]);
   }
@@ -88,12 +105,13 @@ FIXCLF_INLINE void with_constant(int value, Body body) {
   body(std::integral_constant<int, kMax>());
 }
 
-// The stages of the bits [low, k) of 2^k elements, in passes of at most radix 2^kRadix; 2^low is a
-// vector at least.
+// The stages of the bits [low, k) of `count` rows of 2^k elements, in passes of at most radix
+// 2^kRadix; 2^low is a vector at least.
 template <class V>
-FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, int k, int low) {
-  const int64_t n = int64_t{1} << k;
-  int64_t length = n;
+FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, int k, int low,
+                                int64_t count = 1) {
+  const int64_t n = count << k;
+  int64_t length = int64_t{1} << k;
   for (int left = k - low; left > 0;) {
     const int passes = (left + V::kRadix - 1) / V::kRadix;
     const int radix = (left + passes - 1) / passes;
@@ -106,40 +124,56 @@ FIXCLF_INLINE void radix_passes(const typename V::Real* x, typename V::Real* y, 
   }
 }
 
-template <class V, bool kScale, int kFirst = 0>
-void transform(const typename V::Real* x, typename V::Real* y, int k, typename V::Real scale) {
-  const int64_t n = int64_t{1} << k;
-  const int stages = k - V::kLog2Width;
-  if (stages < 0) {
-    const auto v = lane_butterflies<V>(V::load_first(x, n), k);
-    return V::store_first(y, n, kScale ? v * scale : v);
-  }
-  if (k > kBlockLog2) {
-    constexpr int kTop = 3;  // more streams than 8 would collide in an 8-way cache
-    radix_pass<V, kTop>(x, y, n >> kTop);
-    for (int64_t i = 0; i < n; i += n >> kTop)
-      transform<V, kScale, kFirst>(y + i, y + i, k - kTop, scale);
-    return;
-  }
-  const int last = stages < V::kCodelet ? stages : V::kCodelet;
-  radix_passes<V>(x, y, k, V::kLog2Width + last);
-  if (stages > last) x = y;
-  with_constant<V::kCodelet>(last, [&](auto r) {
-    codelets<V, r, kScale, kFirst>(x, y, int64_t{1} << (stages - last), V::set(scale));
-  });
+// How many of the `stages` between vectors are left to the codelets: all, or what remains of whole
+// passes of radix 2^kRadix. These wait for their stores and may as well do all the additions that
+// the registers allow.
+template <class V>
+FIXCLF_INLINE int codelet_stages(int stages) {
+  static_assert(V::kCodelet == V::kRadix, "some stage must remain for the codelets");
+  if (stages <= V::kCodelet) return stages;
+  return stages - (stages - V::kCodelet + V::kRadix - 1) / V::kRadix * V::kRadix;
 }
 
-// `count` transforms, one after the other in memory; those that fit in registers in a single loop.
+// `count` transforms of 2^k elements, one after the other in memory.
 template <class V, bool kScale, int kFirst = 0>
 void transforms(const typename V::Real* x, typename V::Real* y, int k, int64_t count,
                 typename V::Real scale) {
+  const int64_t n = int64_t{1} << k;
   const int stages = k - V::kLog2Width;
-  if (stages >= 0 && stages <= V::kCodelet) {
-    return with_constant<V::kCodelet>(
-        stages, [&](auto r) { codelets<V, r, kScale, kFirst>(x, y, count, V::set(scale)); });
+  if (stages < 0) {
+    for (int64_t i = 0; i < count; ++i, x += n, y += n) {
+      const auto v = lane_butterflies<V>(V::load_first(x, n), k);
+      V::store_first(y, n, kScale ? v * scale : v);
+    }
+    return;
   }
-  for (int64_t i = 0; i < count; ++i)
-    transform<V, kScale, kFirst>(x + (i << k), y + (i << k), k, scale);
+  if (k > kBlockLog2) {
+    for (int64_t i = 0; i < count; ++i, x += n, y += n) {
+      // Streams that lie a power of two apart meet in the sets of the L1 cache: 8 at most, reads
+      // and writes together.
+      const int top = x != y ? 2 : k == kBlockLog2 + 1 ? V::kRadix : 3;
+      with_constant<V::kRadix>(top, [&](auto r) { radix_pass<V, r>(x, y, n >> r); });
+      transforms<V, kScale, kFirst>(y, y, k - top, int64_t{1} << top, scale);
+    }
+    return;
+  }
+  const int last = codelet_stages<V>(stages);
+  // So many rows at a time as stay in the L1 cache from pass to pass.
+  const int64_t most = stages == last ? count : int64_t{1} << (kBlockLog2 - k);
+  for (int64_t i = 0; i < count; i += most, x += most << k, y += most << k) {
+    const int64_t rows = count - i < most ? count - i : most;
+    radix_passes<V>(x, y, k, V::kLog2Width + last, rows);
+    with_constant<V::kCodelet>(last, [&](auto r) {
+      codelets<V, r, kScale, kFirst>(stages > last ? y : x, y, rows << (stages - last),
+                                     V::set(scale));
+    });
+  }
+}
+
+template <class V, bool kScale>
+FIXCLF_INLINE void transform(const typename V::Real* x, typename V::Real* y, int k,
+                             typename V::Real scale) {
+  transforms<V, kScale>(x, y, k, 1, scale);
 }
 
 // One row of any dtype into another place; the 16-bit ones pass through `scratch`, n Reals.
@@ -214,8 +248,9 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
   if (scale_fits && !in_place) {
     clear_overflow();
     if (std::is_same_v<T, Real> && p.x.stride == n && p.y.stride == n) {
-      transforms<V, true>(static_cast<const Real*>(p.x.data) + begin * n,
-                          static_cast<Real*>(p.y.data) + begin * n, k, end - begin, scale);
+      const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
+      whole(static_cast<const Real*>(p.x.data) + begin * n,
+            static_cast<Real*>(p.y.data) + begin * n, k, end - begin, scale);
     } else {
       for (int64_t row = begin; row < end; ++row) transform_row<V>(x(row), y(row), k, scale, room);
     }

@@ -76,7 +76,9 @@ class HeadTile {
         resident_(is_resident(p.codebook)),
         room_(row_room<V>(p.codebook, p.x.dtype)),
         y_(static_cast<Real*>(scratch)),
-        staged_(y_ + room_) {}
+        staged_(y_ + room_),
+        open_(loader_.joined && resident_ && !p.codebook.negate && !p.codebook.center &&
+              p.codebook.row_offset + p.codebook.class_begin < V::kWidth && Epilogue::kReadsOnce) {}
 
   static int64_t tile(const HeadProblem& p) { return is_resident(p.codebook) ? 1 : kRowTile; }
   static int passes(const HeadProblem& p) { return Epilogue::passes(is_resident(p.codebook)); }
@@ -84,7 +86,7 @@ class HeadTile {
   // Reads the features of row `row`, the t-th of the tile; false where not all are finite.
   FIXCLF_INLINE bool load(int64_t row, int t) {
     rows_[t] = row;
-    scales_[t] = loader_.load(row, staged_ + t * room_, y_);
+    scales_[t] = loader_.load(row, staged_ + t * room_, y_, open_);
     return scales_[t] == scales_[t];
   }
 
@@ -123,6 +125,8 @@ class HeadTile {
       segment.mask_bits = cb.class_end - cb.class_begin;
       segment.first_class = first_class;
       segment.count = classes;
+      segment.codelet = open_ ? loader_.codelet : -1;
+      segment.first_row = row0;
       segment.room = !resident_ ? nullptr : parts == 0 ? segment.y : a;
       ++parts;
     });
@@ -136,6 +140,7 @@ class HeadTile {
   const int64_t room_;
   Real* const y_;
   Real* const staged_;
+  const bool open_;  // the epilogue does the codelets of the transform
   double stretch_ = 1;
   int64_t rows_[kRowTile];
   Real scales_[kRowTile];

@@ -30,6 +30,8 @@ struct KernelTable {
   void (*transform)(const TransformProblem&, int64_t begin, int64_t end, void* scratch);
   void (*adjoint)(const AdjointProblem&, int64_t begin, int64_t end, void* scratch);
 
+  // What HeadProblem::largest_logit may be.
+  double (*largest_logit)(const HeadProblem&);
   HeadPlan (*head_plan)(const HeadProblem&);
   // Rows [begin, end), whole.
   void (*head_rows)(const HeadProblem&, int64_t begin, int64_t end, void* scratch);

@@ -81,6 +81,28 @@ auto with_head(const HeadProblem& p, F f) {
   return with_epilogue<Float>(p, f);
 }
 
+// Cosines lie in [-1, 1], and within 3 of 0 once they are centred and stretched.
+template <class V>
+double largest_logit_of(const HeadProblem& p) {
+  using F = typename V::F;
+  const double scale = __builtin_fabs(p.alpha) * (p.codebook.center ? 3 : 1);
+  if (!p.normalize) return __builtin_huge_val();
+  if (!p.has_bias) return scale;
+  const auto* bias = static_cast<const typename V::Real*>(p.bias);
+  F largest = {};
+  for_lanes<V>(p.codebook.class_end - p.codebook.class_begin, [&](int64_t i, auto lanes) {
+    largest = V::max(largest, V::abs(lanes.load(bias + i)));
+  });
+  return scale + V::reduce_max(largest);
+}
+
+double largest_logit(const HeadProblem& p) {
+#ifdef FIXCLF_HAS_DOUBLE
+  if (p.x.dtype == DType::kFloat64) return largest_logit_of<Double>(p);
+#endif
+  return largest_logit_of<Float>(p);
+}
+
 HeadPlan head_plan(const HeadProblem& p) {
   return with_head(p, [&](auto head) {
     using H = decltype(head);
@@ -157,6 +179,7 @@ const KernelTable FIXCLF_TABLE_OF(FIXCLF_ISA_NAME) = {
     adjoint_scratch,
     transform_problem,
     adjoint_problem,
+    largest_logit,
     head_plan,
     head_rows,
     head_chunks,

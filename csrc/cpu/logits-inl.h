@@ -12,6 +12,11 @@ namespace {
 // What joins scale y[i]: nothing; the bias; the bias, if there is one, and the mask.
 enum Addend { kNothing, kBias, kMasked };
 
+constexpr double kLog2E = 0x1.71547652b82fep0;
+// Exponentials of logits up to this one need no maximum: 2^24 of them have a finite sum, and the
+// smallest is a normal number.
+constexpr double kLargestExponent = 60;
+
 // z[i] = scale y[i] + bias[i] for `count` classes that follow first_class; -inf where the mask
 // has no bit.
 template <class V, Addend kAddend>
@@ -32,24 +37,102 @@ struct Segment {
   // Where the epilogue may keep one value a class from one pass to the next; null when the segment
   // will have been recomputed by then. It may be y itself.
   Real* room;
+  // If not negative, y is not transformed to the end: each 2^codelet vectors lack their stages. It
+  // starts at row first_row < V::kWidth of the block. Only for epilogues that ask for the logits
+  // once (kReadsOnce), with kOnce.
+  int codelet = -1;
+  int64_t first_row = 0;
 
-  // body(i, z, lanes); z is `filler` in the lanes beyond the last class.
-  template <class Body>
-  FIXCLF_INLINE void for_logits(Real filler, Body body) const {
-    const F factor = V::set(scale);
-    for_lanes<V>(count, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
-      F z = V::load(y + i);
-      if (kAddend == kBias || (kAddend == kMasked && bias != nullptr)) {
-        z = V::fma(z, factor, lanes.load(bias + i));
-      } else {
-        z *= factor;
-      }
-      if (kAddend == kMasked)
-        z = V::where(bits_from<V>(mask, first_class + i, mask_bits), z, V::set(kLowest));
-      body(i, lanes.keep(z, filler), lanes);
-    });
+  // The classes [begin, begin + size) of the segment, whose y must be complete.
+  FIXCLF_INLINE Segment part(int64_t begin, int64_t size) const {
+    Segment part = *this;
+    part.y += begin;
+    if (bias != nullptr) part.bias += begin;
+    part.first_class += begin;
+    part.count = size;
+    part.room = nullptr;
+    return part;
   }
 
+  // body(i, z, lanes); z is `filler` in the lanes beyond the last class. kOnce: y may lack the
+  // codelets, and is not there for a second time.
+  template <bool kOnce = false, class Body>
+  FIXCLF_INLINE void for_logits(Real filler, Body body) const {
+    visit<kOnce, false>(filler, body);
+  }
+
+  // body(i, exp(z), lanes), and their sum, without the maximum's help: where no |z| is above
+  // kLargestExponent.
+  template <class Body>
+  FIXCLF_INLINE double for_exponentials(Body body) const {
+    return visit<false, true>(0, body);
+  }
+
+ private:
+  // In the order of i. Every closure must be inlined: one that is not keeps in memory what it
+  // holds.
+  template <bool kOnce, bool kExponential, class Body>
+  FIXCLF_INLINE double visit(Real filler, Body body) const {
+    // Copies: what body stores might alias the members.
+    const Real* const y = this->y;
+    const Real* const bias = this->bias;
+    const int64_t count = this->count;
+    const Real unit = kExponential ? static_cast<Real>(kLog2E) : 1;
+    const F factor = V::set(scale * unit);
+    LongSum<V> sum;
+    const auto add = [&](int64_t i, F v, auto lanes) __attribute__((always_inline)) {
+      if (kAddend == kBias || (kAddend == kMasked && bias != nullptr)) {
+        v = V::fma(v, factor, kExponential ? lanes.load(bias + i) * unit : lanes.load(bias + i));
+      } else {
+        v *= factor;
+      }
+      if (kExponential) v = exp2<V>(v);
+      if (kAddend == kMasked)
+        v = V::where(bits_from<V>(mask, first_class + i, mask_bits), v,
+                     V::set(kExponential ? 0 : kLowest));
+      v = lanes.keep(v, filler);
+      if (kExponential) sum.part += v;
+      body(i, v, lanes);
+    };
+    // Classes whose codelet holds rows that are none of theirs, at either end, come from y.
+    const bool open = kOnce && codelet >= 0;
+    const int64_t whole = open ? int64_t{V::kWidth} << codelet : count;
+    int64_t i = 0, end = !open ? count : first_row > 0 ? whole - first_row : 0;
+    if (end > count) end = count;
+    if (open && end > 0) finish(0);
+    for (;;) {
+      while (i + V::kWidth <= end) {
+        const int64_t most = i + LongSum<V>::kShort * V::kWidth, last = end < most ? end : most;
+#pragma GCC unroll 2
+        for (; i + V::kWidth <= last; i += V::kWidth) add(i, V::load(y + i), AllLanes<V>());
+        if (kExponential) sum.flush();
+      }
+      if (i < end) add(i, V::load(y + i), FirstLanes<V>{end - i});
+      i = end;
+      if (!kOnce || i == count) return kExponential ? sum.value() : 0;
+      with_constant<V::kCodelet>(codelet, [&](auto r) __attribute__((always_inline)) {
+        constexpr int kStages = decltype(r)::value, kVectors = 1 << kStages;
+        if constexpr (kStages > 0) {
+          const auto one = V::opaque_one();
+          for (; i + whole <= count; i += whole) {
+            F v[kVectors];
+            load_codelet<V, kStages>(y + i, v, one);
+#pragma GCC unroll 16
+            for (int j = 0; j < kVectors; ++j) add(i + j * V::kWidth, v[j], AllLanes<V>());
+          }
+        }
+      });
+      end = count;
+      if (i < count) finish(i);
+    }
+  }
+  // Does the codelet of class i, in place.
+  FIXCLF_INLINE void finish(int64_t i) const {
+    Real* at = y + i - (i == 0 ? first_row : 0);
+    transforms<V, false>(at, at, V::kLog2Width + codelet, 1, 1);
+  }
+
+ public:
   // z[i], bit for bit as for_logits computes it.
   FIXCLF_INLINE Real at(int64_t i) const {
     const int64_t bit = first_class + i;
@@ -216,6 +299,16 @@ struct Best {
   }
 };
 
+// How many of `count` elements to write before the stores reach the start of a cache line: where a
+// vector is a line, one that crosses costs as much as two. Values do not depend on it.
+template <class V, class Out>
+FIXCLF_INLINE int64_t to_line(const Out* to, int64_t count) {
+  constexpr uint64_t kLine = 64, kBytes = V::kWidth * sizeof(Out);
+  const uint64_t over = reinterpret_cast<uint64_t>(to) % kLine;
+  if (kBytes != kLine || count < 8 * V::kWidth || over % sizeof(Out) != 0) return 0;
+  return static_cast<int64_t>((kLine - over) % kLine / sizeof(Out));
+}
+
 // What an epilogue does unless it says otherwise. One object a row; segments come in class order,
 // passes(resident) times; a chunk is some blocks of them.
 struct EpilogueDefaults {
@@ -226,6 +319,8 @@ struct EpilogueDefaults {
   // Bytes beside the object, for each row.
   static constexpr int64_t room(const HeadProblem&) { return 0; }
   static constexpr int passes(bool /*resident*/) { return 1; }
+  // Whether for_logits or for_exponentials is called once for each segment of one block.
+  static constexpr bool kReadsOnce = false;
   // Whether forbidden classes can matter yet.
   static constexpr bool needs_forbidden() { return false; }
   void end_chunk() {}

@@ -37,7 +37,7 @@ struct NllEpilogue : EpilogueDefaults {
     if (smoothing > 0) {
       // In double: the loss is a small difference of it where all logits are huge.
       typename V::D sum = {};
-      z.for_logits(0, [&](int64_t, typename V::F value, auto) { sum += V::to_double(value); });
+      z.for_logits(0, [&](int64_t, typename V::F value, auto) { sum = V::add_double(sum, value); });
       chunk += V::reduce_add_double(sum);
     }
     const int64_t i = target - z.first_class;

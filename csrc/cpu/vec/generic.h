@@ -18,18 +18,20 @@ namespace {
 // Spelled out for each width: GCC loses the vector attribute on types of dependent size.
 template <class Real, int kWidth>
 struct Types;
-#define FIXCLF_TYPES(RealT, IntT, width)                                 \
-  template <>                                                            \
-  struct Types<RealT, width> {                                           \
-    typedef IntT Int;                                                    \
-    typedef RealT F __attribute__((vector_size(sizeof(RealT) * width))); \
-    typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));  \
-    typedef double D __attribute__((vector_size(8 * width)));            \
-    typedef int32_t S __attribute__((vector_size(4 * width)));           \
-    typedef uint32_t U __attribute__((vector_size(4 * width)));          \
-    typedef uint16_t H __attribute__((vector_size(2 * width)));          \
-    typedef int16_t Q __attribute__((vector_size(2 * width)));           \
-    typedef int8_t B __attribute__((vector_size(width)));                \
+#define FIXCLF_TYPES(RealT, IntT, width)                                            \
+  template <>                                                                       \
+  struct Types<RealT, width> {                                                      \
+    typedef IntT Int;                                                               \
+    typedef RealT F __attribute__((vector_size(sizeof(RealT) * width)));            \
+    typedef IntT I __attribute__((vector_size(sizeof(RealT) * width)));             \
+    typedef double D __attribute__((vector_size(width == 1 ? 8 : 4 * width)));      \
+    typedef RealT HalfF                                                             \
+        __attribute__((vector_size(sizeof(RealT) * (width == 1 ? 1 : width / 2)))); \
+    typedef int32_t S __attribute__((vector_size(4 * width)));                      \
+    typedef uint32_t U __attribute__((vector_size(4 * width)));                     \
+    typedef uint16_t H __attribute__((vector_size(2 * width)));                     \
+    typedef int16_t Q __attribute__((vector_size(2 * width)));                      \
+    typedef int8_t B __attribute__((vector_size(width)));                           \
   };
 FIXCLF_TYPES(double, int64_t, 1)
 FIXCLF_TYPES(float, int32_t, 1)
@@ -51,7 +53,7 @@ struct Generic {
   using Int = typename T::Int;
   using F = typename T::F;  // of Real
   using I = typename T::I;  // of integers as wide
-  using D = typename T::D;  // of double, for sums of sums
+  using D = typename T::D;  // of double, half as many: a register
   using S = typename T::S;  // of int32_t
   using U = typename T::U;  // of uint32_t
   using H = typename T::H;  // of uint16_t, for the 16-bit dtypes
@@ -74,6 +76,8 @@ struct Generic {
   // it computes the same bits on the FMA pipe, while the additions have the add pipe to themselves.
   static FIXCLF_INLINE F difference(F u, F v, F /*one*/) { return u - v; }
   static FIXCLF_INLINE F opaque_one() { return set(1); }
+  // v, kept in its register: a compiler may prefer to load it again at every use.
+  static FIXCLF_INLINE F held(F v) { return v; }
 
   // A NaN in `b` survives.
   static FIXCLF_INLINE F max(F a, F b) { return a > b ? a : b; }
@@ -84,6 +88,11 @@ struct Generic {
   static FIXCLF_INLINE I sign_bits() {
     return I{} + static_cast<Int>(Int{1} << (8 * sizeof(Int) - 1));
   }
+  // The bits of 2^(j / 2^kPowerBits) - (j << 23 - kPowerBits) for the lowest kPowerBits bits j of a
+  // lane, where a permutation of a register can look them up; see exp2() in math-inl.h.
+  static constexpr int kPowerBits = 0;
+  static FIXCLF_INLINE I power(I) { return I{}; }
+
   static FIXCLF_INLINE I to_int(F v) { return __builtin_convertvector(v, I); }
   static FIXCLF_INLINE F from_int(I v) { return __builtin_convertvector(v, F); }
 
@@ -99,11 +108,20 @@ struct Generic {
   }
 
   static FIXCLF_INLINE Real reduce_add(F v) { return reduce_add_impl<0>(v)[0]; }
-  static FIXCLF_INLINE D to_double(F v) { return __builtin_convertvector(v, D); }
+  // sum + the upper half of v + its lower half, in double.
+  static FIXCLF_INLINE D add_double(D sum, F v) {
+    typename T::HalfF halves[kWidth == 1 ? 1 : 2];
+    memcpy(halves, &v, sizeof v);
+    if constexpr (kWidth > 1) sum += __builtin_convertvector(halves[1], D);
+    return sum + __builtin_convertvector(halves[0], D);
+  }
   static FIXCLF_INLINE double reduce_add_double(D v) {
-    double lanes[kWidth];
+    constexpr int kLanes = sizeof(D) / sizeof(double);
+    double lanes[kLanes];
     memcpy(lanes, &v, sizeof v);
-    for (int n = kWidth / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+    for (int n = kLanes / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
       for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
     return lanes[0];
   }
@@ -193,6 +211,11 @@ struct Generic {
     Stored lanes[kWidth];
     store(lanes, v);
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+  // v in the first n lanes, `other` behind them.
+  static FIXCLF_INLINE F keep_first(int64_t n, F v, F other) {
+    const I numbers = __builtin_convertvector(lane_numbers(), I);
+    return numbers < static_cast<Int>(n) ? v : other;
   }
 
  private:
@@ -292,10 +315,7 @@ struct FirstLanes {
   }
   // The lanes that do not count become `other`.
   FIXCLF_INLINE typename V::F keep(typename V::F v, typename V::Real other) const {
-    typename V::Real lanes[V::kWidth];
-    V::store(lanes, v);
-    for (int64_t i = n; i < V::kWidth; ++i) lanes[i] = other;
-    return V::load(lanes);
+    return V::keep_first(n, v, V::set(other));
   }
 };
 
@@ -310,7 +330,7 @@ struct LongSum {
     if (++terms == kShort) flush();
   }
   FIXCLF_INLINE void flush() {
-    total += V::to_double(part);
+    total = V::add_double(total, part);
     part = typename V::F{};
     terms = 0;
   }

@@ -45,6 +45,10 @@ struct Float : Generic<float, 8> {
     asm("" : "+x"(one));
     return one;
   }
+  static FIXCLF_INLINE F held(F v) {
+    asm("" : "+x"(v));
+    return v;
+  }
   static FIXCLF_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
   static FIXCLF_INLINE uint32_t bits(I mask) {
@@ -59,6 +63,47 @@ struct Float : Generic<float, 8> {
   }
   static FIXCLF_INLINE void store(Float16* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  // Each lane's bit is shifted to the place of the sign.
+  template <int kFirst = 0>
+  static FIXCLF_INLINE F flip(F v, uint32_t bits) {
+    const __m256i places = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    const __m256i shifted =
+        _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits >> kFirst)), places);
+    return _mm256_xor_ps(
+        v, _mm256_and_ps(_mm256_castsi256_ps(shifted), reinterpret_cast<F>(sign_bits())));
+  }
+
+  static constexpr int kPowerBits = 3;
+  static FIXCLF_INLINE I power(I index) {
+    const I powers = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                      0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+    return reinterpret_cast<I>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers),
+                                                           reinterpret_cast<__m256i>(index)));
+  }
+
+  using Generic::load_first;
+  using Generic::store_first;
+  static FIXCLF_INLINE F load_first(const float* p, int64_t n) {
+    const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p,
+                              _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), numbers));
+  }
+  // By halves: the masked store is microcode on some machines.
+  static FIXCLF_INLINE void store_first(float* p, int64_t n, F v) {
+    __m128 rest = _mm256_castps256_ps128(v);
+    if ((n & 4) != 0) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if ((n & 2) != 0) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if ((n & 1) != 0) _mm_store_ss(p, rest);
   }
 };
 

@@ -45,6 +45,10 @@ struct Float : Generic<float, 16> {
     asm("" : "+v"(one));
     return one;
   }
+  static FIXCLF_INLINE F held(F v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static FIXCLF_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
   static FIXCLF_INLINE F load(const int8_t* p) {
@@ -57,6 +61,62 @@ struct Float : Generic<float, 16> {
   static FIXCLF_INLINE void store(Float16* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  template <int kFirst = 0>
+  static FIXCLF_INLINE F flip(F v, uint32_t bits) {
+    return _mm512_mask_xor_ps(v, static_cast<__mmask16>(bits >> kFirst), v,
+                              reinterpret_cast<F>(sign_bits()));
+  }
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  }
+  static FIXCLF_INLINE F where(uint32_t bits, F v, F other) {
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>(bits), v);
+  }
+
+  static constexpr int kPowerBits = 5;
+  static FIXCLF_INLINE I power(I index) {
+    const I low = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a,
+                   0x3f79c3d3, 0x3f78f4f0, 0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043,
+                   0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6};
+    const I high = {0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be,
+                    0x3f76248c, 0x3f76a81e, 0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907,
+                    0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+    return reinterpret_cast<I>(_mm512_permutex2var_epi32(reinterpret_cast<__m512i>(low),
+                                                         reinterpret_cast<__m512i>(index),
+                                                         reinterpret_cast<__m512i>(high)));
+  }
+
+  static FIXCLF_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static FIXCLF_INLINE F load_first(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  static FIXCLF_INLINE void store_first(float* p, int64_t n, F v) {
+    _mm512_mask_storeu_ps(p, first(n), v);
+  }
+  template <class Stored>
+  static FIXCLF_INLINE F load_first(const Stored* p, int64_t n) {
+    Stored lanes[kWidth];
+    if constexpr (sizeof(Stored) == 2) {
+      const __m256i halves = _mm256_maskz_loadu_epi16(first(n), p);
+      memcpy(lanes, &halves, sizeof lanes);
+    } else {
+      const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+      memcpy(lanes, &bytes, sizeof lanes);
+    }
+    return load(lanes);
+  }
+  template <class Stored>
+  static FIXCLF_INLINE void store_first(Stored* p, int64_t n, F v) {
+    Stored lanes[kWidth];
+    store(lanes, v);
+    __m256i halves;
+    memcpy(&halves, lanes, sizeof halves);
+    _mm256_mask_storeu_epi16(p, first(n), halves);
+  }
+  static FIXCLF_INLINE F keep_first(int64_t n, F v, F other) {
+    return _mm512_mask_mov_ps(other, first(n), v);
   }
 };
 

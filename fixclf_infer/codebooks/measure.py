@@ -75,10 +75,7 @@ class Extremes:
 def report(codebook: Codebook) -> Report:
     found = extremes(codebook)
     data, n, c = codebook.kernel, codebook.in_features, codebook.num_classes
-    lines = c
-    if data is not None and data.negate and c + data.row_offset > data.order:
-        full, rest = divmod(c + data.row_offset, 2 * data.order)
-        lines = full * data.order + min(rest, data.order)  # that of row 0 by its negation
+    lines = _lines(codebook)
     welch, levenshtein = welch_bound(n, lines), levenshtein_bound(n, lines)
     bound = max(welch, levenshtein)
     ratio = found.coherence / bound if found.coherence is not None and bound > 0 else None
@@ -102,6 +99,17 @@ def report(codebook: Codebook) -> Report:
         levenshtein_bound=levenshtein,
         coherence_ratio=ratio,
     )
+
+
+def _lines(codebook: Codebook) -> int:
+    data, c = codebook.kernel, codebook.num_classes
+    if data is not None and codebook.in_features <= 3:
+        rows = codebook.matrix()
+        return len(np.unique(rows * rows[:, :1], axis=0))
+    if data is not None and data.negate and c + data.row_offset > data.order:
+        full, rest = divmod(c + data.row_offset, 2 * data.order)
+        return full * data.order + min(rest, data.order)  # that of row 0 by its negation
+    return c
 
 
 def rankin_bound(dimension: int, vectors: int) -> float | None:

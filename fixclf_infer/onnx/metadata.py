@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from onnx import ModelProto, helper
 
-from ..codebooks import FAMILIES, Codebook, from_identity
+from ..codebooks import FAMILIES, Codebook, from_identity, versions
 from ..fileformat import FORMAT_VERSION
 
 FORMAT_KEY = "ai.fixclf.format_version"
@@ -40,11 +39,11 @@ def check_metadata(model: ModelProto) -> None:
         kind, recorded = identity.get("kind"), identity.get("version")
         if kind not in FAMILIES:
             raise ValueError(f"the metadata records a codebook of unknown kind {kind!r}")
-        here = sys.modules[FAMILIES[kind].__module__].VERSION
-        if recorded != here:
+        here = versions(kind)
+        if recorded not in here:
             raise ValueError(
                 f"the metadata records version {recorded} of the codebook {kind!r}, but this "
-                f"fixclf_infer has version {here}"
+                f"fixclf_infer has version {' and '.join(map(str, here))}"
             )
 
 

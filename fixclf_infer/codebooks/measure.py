@@ -228,7 +228,8 @@ def _of_blocks(data: KernelData, in_features: int, num_classes: int) -> Extremes
     dropped = n - in_features
     if found < dropped:  # two rows of one block that agree in the dropped columns
         found = dropped
-        method = method if 2**dropped < n else "sampled"
+        # b = 1: rows i and i + n/2. Otherwise there may be no such rows if many columns are dropped.
+        method = method if order.base == 1 or 2**dropped < n else "sampled"
     largest = max(largest, dropped)
     return Extremes(largest / in_features, found / in_features, method, int(found == in_features))
 

@@ -28,7 +28,7 @@ FILE = Path(__file__).parent.parent / "docs" / "codebooks.csv"
 def classes(features: int) -> list[int]:
     """Few, half, one less than N, N, some more, 2N, five times as many, 10^4."""
     sizes = {features // 2, features - 1, features, 3 * features // 2, 2 * features, 5 * features}
-    return sorted(sizes | {7, 10_000} if features >= 16 else {7, features, 2 * features - 1})
+    return sorted(sizes | {7} | ({10_000} if features >= 64 else set()))
 
 
 def before(features: int, num_classes: int) -> Codebook:
@@ -65,9 +65,7 @@ def line(features: int, num_classes: int) -> dict[str, object]:
 
 def main(
     output: Annotated[Path, typer.Option(help="The table.")] = FILE,
-    work: Annotated[int, typer.Option(help="Most additions to compare the blocks of a pair.")] = (
-        2**32
-    ),
+    work: Annotated[int, typer.Option(help="Most additions to compare a pair's blocks.")] = 2**31,
 ) -> None:
     """Compare all pairs; fails if one is worse in both."""
     measure.BLOCK_WORK = work

@@ -7,6 +7,7 @@ seed of its own. Then the head is trained anew for each seed and tested.
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -103,6 +104,41 @@ def table(runs: Sequence[Run], names: Sequence[str], cell: Callable[[Run], str])
     return list(groups.values())
 
 
+def read(path: Path, todo: Sequence[Plan], seeds: int) -> dict[int, Run]:
+    """The runs of these plans in a table that `write` wrote, by their place."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {}
+    for i, plan in enumerate(todo):
+        key = {name: str(value) for name, value in columns(plan).items()}
+        mine = [row for row in rows if key.items() <= row.items()]
+        if len(mine) == seeds:
+            scores = [Score(float(row["accuracy"]), float(row["loss"])) for row in mine]
+            found[i] = Run(plan, float(mine[0]["rate"]), scores)
+    return found
+
+
+def write(path: Path, runs: Sequence[Run]) -> None:
+    rows = [
+        columns(run.plan)
+        | {"rate": run.rate, "seed": seed, "accuracy": score.accuracy, "loss": score.loss}
+        for run in runs
+        for seed, score in enumerate(run.scores)
+    ]
+    tables.write_csv(path, rows)
+
+
+def columns(plan: Plan) -> dict[str, object]:
+    """What names a plan in the table."""
+    return {
+        "task": plan.task.name,
+        "C": plan.task.num_classes,
+        "N": plan.features,
+        "features": "nonnegative" if plan.relu else "any sign",
+        "head": plan.name,
+    }
+
+
 NOTES = """\
 Test accuracy in percent, mean ± standard deviation over {seeds} seeds, and the mean negative
 log-likelihood in nats. Every head gets the same network, data, order and steps; the highest
@@ -122,16 +158,21 @@ def main(
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each head.")] = 5,
     only: Annotated[str, typer.Option(help="Tasks whose name contains this.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Heads that are trained at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what results.csv has.")] = False,
 ) -> None:
-    """Train and test every head on every task."""
+    """Train and test every head on every task; results.csv grows as they are done."""
+    output.mkdir(parents=True, exist_ok=True)
     todo = plans(only)
-    runs: list[Run] = []
+    known = read(output / "results.csv", todo, seeds) if resume else {}
+    missing = [i for i in range(len(todo)) if i not in known]
     with bar() as progress, ProcessPoolExecutor(jobs) as pool:
-        line = progress.add_task("", total=len(todo))
-        results = pool.map(run_apart, repeat(only), range(len(todo)), repeat(seeds))
-        for plan, result in zip(todo, results, strict=False):
-            progress.update(line, advance=1, description=f"{plan.group}, {plan.name}")
-            runs.append(Run(plan, *result))
+        line = progress.add_task("", total=len(missing))
+        results = pool.map(run_apart, repeat(only), missing, repeat(seeds))
+        for i, result in zip(missing, results, strict=True):
+            progress.update(line, advance=1, description=f"{todo[i].group}, {todo[i].name}")
+            known[i] = Run(todo[i], *result)
+            write(output / "results.csv", [known[i] for i in sorted(known)])
+    runs = [known[i] for i in sorted(known)]
 
     sections = {
         "Heads: accuracy": table(runs, list(HEADS), Run.text),
@@ -145,28 +186,9 @@ def main(
     words = sum(len(document) for document in documents())
     notes = NOTES.format(seeds=seeds, python=machine["python"], words=words)
     text = "".join(f"## {title}\n\n{tables.markdown(rows)}\n" for title, rows in sections.items())
-    output.mkdir(parents=True, exist_ok=True)
     (output / "results.md").write_text(
         f"# Accuracy of fixed heads\n\n`python -m bench.accuracy`\n\n{notes}\n{text}"
         f"{tables.record(machine)}"
-    )
-    tables.write_csv(
-        output / "results.csv",
-        [
-            {
-                "task": run.plan.task.name,
-                "C": run.plan.task.num_classes,
-                "N": run.plan.features,
-                "features": "nonnegative" if run.plan.relu else "any sign",
-                "head": run.plan.name,
-                "rate": run.rate,
-                "seed": seed,
-                "accuracy": score.accuracy,
-                "loss": score.loss,
-            }
-            for run in runs
-            for seed, score in enumerate(run.scores)
-        ],
     )
     for file in ("results.md", "results.csv"):
         tables.console.print(f"  wrote {output / file}", highlight=False)

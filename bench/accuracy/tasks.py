@@ -194,7 +194,7 @@ TASKS = (
         both=True,
     ),
     Task(
-        *("clusters", 100, (32, 64, 128), lambda: clusters(100), clusters_body),
+        *("clusters", 100, (64,), lambda: clusters(100), clusters_body),
         *(500, 64, (1e-2, 3e-2)),
     ),
     Task(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from math import isqrt
 from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
@@ -18,7 +17,7 @@ from .base import MAX_CLASSES, MAX_FEATURES, Codebook, KernelData, integer
 from .dense import orthonormal, user_matrix
 from .hoffer import brevitas, hoffer
 from .measure import additions
-from .orders import MAX_BASE, Order, choose_order, cover, find_order, power_of_two
+from .orders import MAX_BASE, Order, choose_order, cover, find_order, power_of_two, tolerance
 
 __all__ = ["FAMILIES", "Codebook", "KernelData", "codebook", "from_identity", "versions"]
 
@@ -113,8 +112,9 @@ def choose(
     order, power = choose_order(in_features, max_base), power_of_two(in_features)
     if num_classes < order.n:
         left = hadamard.repeats(power, in_features, num_classes)
-        folds = max_base is None and left <= isqrt(in_features)
-        if folds and 2 * few(power, num_classes) <= few(order, num_classes):
+        folds = max_base is None and left <= tolerance(in_features)
+        cheap, usual = (few(o, in_features, num_classes) for o in (power, order))
+        if folds and 2 * cheap <= usual:
             return "hadamard", None if order == power else 1
         return "hadamard", max_base
     if num_classes <= orthoplex.limit(order, in_features):
@@ -129,10 +129,10 @@ def choose(
     return "search", max_base
 
 
-def few(order: Order, num_classes: int) -> int:
+def few(order: Order, in_features: int, num_classes: int) -> int:
     """Additions for so many rows of one block."""
     data = KernelData(order.base, order.log2, None, None, False, False, 1, 0)
-    return additions(data, num_classes)
+    return additions(data, num_classes, in_features)
 
 
 def versions(kind: str) -> list[int]:

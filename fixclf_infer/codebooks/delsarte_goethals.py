@@ -44,7 +44,7 @@ def build(in_features: int, num_classes: int, seed: int, max_base: int | None) -
         digits += 1
     reason = (
         f"C = {num_classes} needs more masks than the Kerdock set of order {order} has: "
-        f"a Delsarte–Goethals set keeps every cosine at or below "
+        f"a Delsarte–Goethals set keeps every cosine of whole rows at or below "
         f"{coherence(order.log2, digits):.4g}{prices(order, in_features)}."
     )
     return assemble(

@@ -40,10 +40,7 @@ def build(in_features: int, num_classes: int, seed: int, max_base: int | None) -
             f"{1 << num_classes.bit_length()}, a divisor of N = {in_features}: exactly orthogonal"
         )
     else:
-        how = (
-            f"C = {num_classes} rows of the order {order}: no cosine exceeds "
-            f"{left}/{in_features} in magnitude"
-        )
+        how = f"C = {num_classes} rows of the order {order}"
     data = KernelData(order.base, order.log2, order.bits, None, False, False, 1, 0)
     return Codebook(
         kind="hadamard",
@@ -52,7 +49,7 @@ def build(in_features: int, num_classes: int, seed: int, max_base: int | None) -
         num_classes=num_classes,
         seed=seed,
         kernel=data,
-        reason=f"{how}{prices(order, in_features)}.",
+        reason=f"{how}{prices(order, in_features, left)}.",
         cosines=Cosines(0.0, 0.0) if left == 0 and num_classes > 1 else None,
         max_base=max_base,
     )

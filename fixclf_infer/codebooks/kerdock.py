@@ -50,8 +50,8 @@ def build(in_features: int, num_classes: int, seed: int, max_base: int | None) -
         )
     reason = (
         f"C = {num_classes} and order {order}: "
-        f"{'Kerdock' if order.log2 % 2 == 0 else 'Gold'} masks keep every cosine at or below "
-        f"{coherence(order.log2, 1):.4g}{prices(order, in_features)}."
+        f"{'Kerdock' if order.log2 % 2 == 0 else 'Gold'} masks keep every cosine of whole rows "
+        f"at or below {coherence(order.log2, 1):.4g}{prices(order, in_features)}."
     )
     return assemble("kerdock", VERSION, order, in_features, num_classes, seed, 1, reason)
 

@@ -94,16 +94,21 @@ def power_of_two(in_features: int) -> Order:
     return Order(1, (in_features - 1).bit_length())
 
 
+def tolerance(in_features: int) -> int:
+    """How many columns may disturb orthogonality to save additions: √N and N/16 at most, so that
+    no cosine exceeds 1/16 and 1/√N, that of a pair of random rows (root of the mean square)."""
+    return min(isqrt(in_features), in_features // 16)
+
+
 @cache
 def economical(in_features: int) -> Order:
     """The order that is taken unless max_base says otherwise.
 
-    The smallest order n ≥ N, unless a larger one costs half as many additions or less and drops at
-    most √N columns: then no cosine grows by more than 1/√N, the cosine of a pair of random rows
-    (root of the mean square). The cheapest of these, the smallest of equals.
+    The smallest order n ≥ N, unless a larger one costs half as many additions or less and drops no
+    more columns than `tolerance`. The cheapest of these, the smallest of equals.
     """
     smallest = cover(in_features)
-    largest = min(in_features + isqrt(in_features), power_of_two(in_features).n)
+    largest = min(in_features + tolerance(in_features), power_of_two(in_features).n)
     orders = filter(None, map(find_order, range(smallest.n, largest + 1)))
     cheapest = min(orders, key=lambda order: order.additions, default=smallest)
     return cheapest if 2 * cheapest.additions <= smallest.additions else smallest
@@ -114,17 +119,22 @@ def choose_order(in_features: int, max_base: int | None) -> Order:
     return economical(in_features) if max_base is None else cover(in_features, max_base)
 
 
-def prices(order: Order, in_features: int) -> str:
-    """What the explanation says about columns that are not used, and other orders' prices."""
-    parts = []
-    if order.n > in_features:
-        parts.append(
-            f"{order.n - in_features} of {order.n} columns are dropped, which adds at most "
-            f"{order.n - in_features}/{in_features} to a cosine"
-        )
-    for other in {cover(in_features), power_of_two(in_features)} - {order}:
-        drops = f" and drop {other.n - in_features} columns" if other.n > in_features else ""
-        parts.append(
-            f"the order {other} would cost {other.additions:,} additions a transform{drops}"
-        )
-    return f" ({'; '.join(parts)})" if parts else ""
+def prices(order: Order, in_features: int, left: int | None = None) -> str:
+    """What the explanation says about the price of an order and of others.
+
+    left: how many columns may add to an inner product, if not all that are dropped.
+    """
+    dropped = order.n - in_features
+    parts = [f"{order.additions:,} additions a transform"]
+    if dropped:
+        left = dropped if left is None else left
+        adds = f", which adds at most {left}/{in_features} to a cosine" if left else ""
+        parts.append(f"{dropped} of {order.n} columns are dropped{adds}")
+    for other in dict.fromkeys((cover(in_features), power_of_two(in_features))):
+        if other != order:
+            more = other.n - in_features
+            parts.append(
+                f"the order {other} would cost {other.additions:,}"
+                + (f" and drop {more} columns" if more else "")
+            )
+    return f" ({'; '.join(parts)})"

@@ -187,13 +187,14 @@ void mix_strip(const uint8_t* base, int64_t base_order, int k, int64_t rows, con
   const uint8_t* bits = base + first / 8;
   for (int64_t i = 0; i < rows; ++i, bits += stride) {
     typename V::Real* at = y + (i << k) + m;
-    F sum = first == 0 ? F{} : lanes.load(at);
+    F sum = {};
     for (int64_t group = 0; group + 1 < groups; group += 2) {
       const uint8_t eight = bits[group / 2];
       sum += table[group][eight % 16] + table[group + 1][eight / 16];
     }
     if (groups % 2 == 1) sum += table[groups - 1][bits[groups / 2] % 16];
-    lanes.store(at, sum);
+    // Each tile sums by itself: a running sum over a large base would gather its rounding errors.
+    lanes.store(at, first == 0 ? sum : lanes.load(at) + sum);
   }
 }
 

@@ -144,8 +144,9 @@ Test accuracy in percent, mean ± standard deviation over {seeds} seeds, and the
 log-likelihood in nats. Every head gets the same network, data, order and steps; the highest
 learning rate of the schedule is chosen for each head on a validation tenth of the training data.
 Fixed heads learn α and a bias. "N → C, ≥ 0": the features come from a ReLU; "any sign": from a
-linear layer. "–": no codebook of that kind for the pair. The digits are scikit-learn's; words are
-those of the documentation texts of Python {python}'s standard library ({words} words).
+linear layer. "–": no codebook of that kind for the pair, or not trained. The digits are
+scikit-learn's; words are those of the documentation texts of Python {python}'s standard library
+({words} words).
 Clusters are Gaussian ones around 100 random non-negative centres in 32 dimensions.
 "hoffer" is the truncated Sylvester matrix in our head; with C > N its rows repeat. "version 2" is
 "auto" of earlier releases: with C ≥ N one class is the row of −1. "auto, shuffled" gives the
@@ -159,12 +160,13 @@ def main(
     only: Annotated[str, typer.Option(help="Tasks whose name contains this.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Heads that are trained at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what results.csv has.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only of what results.csv has.")] = False,
 ) -> None:
     """Train and test every head on every task; results.csv grows as they are done."""
     output.mkdir(parents=True, exist_ok=True)
     todo = plans(only)
-    known = read(output / "results.csv", todo, seeds) if resume else {}
-    missing = [i for i in range(len(todo)) if i not in known]
+    known = read(output / "results.csv", todo, seeds) if resume or report else {}
+    missing = [] if report else [i for i in range(len(todo)) if i not in known]
     with bar() as progress, ProcessPoolExecutor(jobs) as pool:
         line = progress.add_task("", total=len(missing))
         results = pool.map(run_apart, repeat(only), missing, repeat(seeds))

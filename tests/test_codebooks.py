@@ -254,6 +254,35 @@ def test_types() -> None:
     assert codebook(512, 1000).kernel.base is None  # type: ignore[union-attr]
 
 
+def test_max_base_and_exact_choose_the_order() -> None:
+    usual, exact = codebook(1000, 1000), codebook(1000, 1000, exact=True)
+    assert (usual.kind, usual.order, exact.order) == ("hadamard", 1024, 1000)
+    assert "500,000" in usual.explain() and "10,240 additions" in usual.explain()
+    assert codebook(768, 700, max_base=1).order == 1024 and codebook(768, 700).order == 768
+    for book in (usual, exact, codebook(768, 700, max_base=1), codebook(768, 10)):
+        assert from_identity(json.loads(json.dumps(book.identity()))).digest == book.digest
+    assert "max_base" not in usual.identity() and exact.identity()["max_base"] == 512
+
+
+@pytest.mark.parametrize("features, classes, additions", [(768, 10, 816), (376, 7, 392)])
+def test_few_classes_fold(features: int, classes: int, additions: int) -> None:
+    book = codebook(features, classes)
+    rows = book.matrix().astype(np.int64)
+    assert np.array_equal(rows @ rows.T, features * np.eye(classes))
+    assert (rows.sum(axis=1) == 0).all()
+    report = book.report()
+    assert (report.additions_per_row, report.coherence, report.method) == (additions, 0, "exact")
+
+
+@pytest.mark.parametrize(
+    "features, classes, coherence", [(500, 100_000, 0.088), (960, 20_000, 64 / 960)]
+)
+def test_truncated_kerdock_sets(features: int, classes: int, coherence: float) -> None:
+    report = codebook(features, classes).report()
+    assert report.kind == "kerdock" and report.coherence == pytest.approx(coherence, abs=1e-4)
+    assert report.additions_per_row < classes * features / 100
+
+
 # Reports
 
 

@@ -182,15 +182,17 @@ def test_every_row_of_a_kerdock_set_is_nearly_balanced(m: int) -> None:
 
 @pytest.mark.parametrize(
     "m, digits",
-    [(4, 2), (5, 2), (6, 2), (7, 2), (8, 2), (9, 2), (6, 3), (7, 3), (8, 3)],
+    [(4, 2), (5, 2), (6, 2), (7, 2), (8, 2), (9, 2), (6, 3), (7, 3), (8, 3), (10, 2), (12, 2)],
 )
 def test_first_mask_with_more_digits_attains_the_bound(m: int, digits: int) -> None:
     first = 1 << (digits - 1) * field_degree(m)
-    difference = forms(m, np.arange(1, first)) ^ forms(m, np.array([first]))
+    difference = forms(m, np.arange(1, min(first, 1 << 14 if digits == 3 else 1024))) ^ forms(
+        m, np.array([first])
+    )
     sylvester = scipy_hadamard(1 << m).astype(np.float32)
     worst = max(
         np.abs((1 - 2.0 * difference[i : i + 1024].astype(np.float32)) @ sylvester).max()
-        for i in range(0, first - 1, 1024)
+        for i in range(0, len(difference), 1024)
     )
     assert worst / 2**m == coherence(m, digits)
 

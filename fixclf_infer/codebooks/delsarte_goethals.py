@@ -8,13 +8,14 @@ is left out, as there.
 Guarantee. Two forms with at most d digits differ by a form of rank at least m − 2(d − 1) (m even)
 or m + 1 − 2d (m odd). So the coherence is at most 2^{d−1} times that of `kerdock`: 2/√n or √(8/n)
 for d = 2. The bound is attained by the first mask with d digits against those before it, so it is
-exact for every C. (d = 2, m even: masks 0 and 2^{m−1} differ by Tr(x³) on m − 1 bits, of rank
-m − 2. d = 2, m odd: the code dual to the triple-error-correcting BCH code has words of that
-weight with δ_1 ≠ 0, and x → λx makes δ_1 = 1. The tests compute d = 2 up to m = 9, and every case
-of d = 3 that the limits on C allow: m = 6, 7, 8.)
+exact for every C. (d = 2, m even: masks 1 and 2^{m−1} + 1 differ by Tr(x³) on m − 1 bits, of rank
+m − 2, and mask 2^{m−1} meets such a one before, as the tests compute. d = 2, m odd: the code dual
+to the triple-error-correcting BCH code has words of that weight with δ_1 ≠ 0, and x → λx makes
+δ_1 = 1. The tests compute d = 2 up to m = 12, and every case of d = 3 that the limits on C allow:
+m = 6, 7, 8.)
 
-Limits. n · 2^{d(m−1)+1} classes (m even) or n · 2^{dm+1} (m odd), d ≤ m/2; at d = ⌊m/2⌋ the masks
-are all quadratic forms, the second-order Reed–Muller code.
+Limits. n · 2^{d(m−1)+1} − 2n classes (m even) or n · 2^{dm+1} − 2n (m odd), d ≤ m/2; at
+d = ⌊m/2⌋ the masks are all quadratic forms, the second-order Reed–Muller code.
 
 P. Delsarte, J. M. Goethals, "Alternating bilinear forms over GF(q)", J. Combin. Theory A 19 (1975)
 26–50. F. J. MacWilliams, N. J. A. Sloane, "The Theory of Error-Correcting Codes", chapter 15.

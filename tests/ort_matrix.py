@@ -55,7 +55,7 @@ def write_models() -> None:
         ("float16", "float16", codebook(64, 100), bias),
         ("bfloat16", "bfloat16", codebook(64, 100), bias),
         ("kerdock", "float32", kerdock, bias),
-        ("base-without-signs", "float32", codebook(100, 100), bias),
+        ("base-without-signs", "float32", codebook(100, 99), bias),
         ("signs-without-bias", "float32", kerdock, None),
     ):
         x = rng.standard_normal((7, book.in_features)).astype(NUMPY_DTYPES[dtype])

@@ -13,10 +13,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.linalg import hadamard as scipy_hadamard
 
-from fixclf_infer.codebooks import Codebook, KernelData, choose, codebook
+from fixclf_infer.codebooks import (
+    Codebook,
+    KernelData,
+    choose,
+    codebook,
+    from_identity,
+    orthoplex,
+)
 from fixclf_infer.codebooks.galois import BinaryField, prime_power, primitive_powers
+from fixclf_infer.codebooks.kerdock import capacity as kerdock_limit
 from fixclf_infer.codebooks.kerdock import coherence, field_degree, forms
-from fixclf_infer.codebooks.orders import base_matrix, cover, find_order
+from fixclf_infer.codebooks.orders import (
+    base_matrix,
+    choose_order,
+    cover,
+    find_order,
+    power_of_two,
+)
 
 Matrix = NDArray[np.float64]
 UNKNOWN = [188, 236, 268, 324, 356, 376, 404, 412, 428, 436, 452, 472, 508]  # up to 512
@@ -89,7 +103,8 @@ def test_every_order_up_to_1024_is_a_hadamard_matrix() -> None:
     claimed = [n for n in range(1, 1025) if find_order(n)]
     assert all(n in (1, 2) or n % 4 == 0 for n in claimed)
     for n in claimed:
-        rows = codebook(n, n, "hadamard", exact=True).matrix().astype(np.float32)
+        rows = codebook(n, max(1, n - 1), "hadamard" if n > 1 else "auto", exact=True).matrix()
+        rows = np.concatenate([np.ones((1, n)), rows])[:n].astype(np.float32)
         assert np.array_equal(rows @ rows.T, n * np.eye(n, dtype=np.float32)), n
     assert [n for n in range(4, 513, 4) if n not in claimed] == UNKNOWN
     assert set(range(4, 101, 4)) <= set(claimed)
@@ -118,7 +133,6 @@ def test_bases_are_normalised_and_smallest() -> None:
 def test_sylvester_is_scipys() -> None:
     rows = scipy_hadamard(256)
     assert np.array_equal(codebook(256, 255, "hadamard").matrix(), rows[1:])
-    assert np.array_equal(codebook(256, 256, "hadamard").matrix(), [*rows[1:], -rows[0]])
 
 
 # Kerdock, Delsarte–Goethals
@@ -146,19 +160,8 @@ def test_kerdock_odd_is_almost_bent(m: int) -> None:
 @pytest.mark.parametrize(
     "features, classes",
     [
-        *[
-            (4, 8),
-            (4, 9),
-            (4, 15),
-            (4, 16),
-            (8, 16),
-            (8, 17),
-            (8, 127),
-            (8, 128),
-            (16, 32),
-            (16, 33),
-        ],
-        *[(16, 255), (32, 64), (32, 2047), (64, 128), (64, 4095), (128, 5000)],
+        *[(8, 17), (8, 18), (8, 112), (16, 33), (16, 34), (16, 224), (32, 65), (32, 1984)],
+        *[(64, 129), (64, 3968), (128, 5000)],
     ],
 )
 def test_kerdock_extremes(features: int, classes: int) -> None:
@@ -170,17 +173,26 @@ def test_kerdock_extremes(features: int, classes: int) -> None:
     assert extremes(book) == (expected, expected, 0)
 
 
+@pytest.mark.parametrize("m", range(4, 10))
+def test_every_row_of_a_kerdock_set_is_nearly_balanced(m: int) -> None:
+    rows = codebook(1 << m, 8 << m, "kerdock").matrix()
+    sums = np.abs(rows.sum(axis=1, dtype=np.int64))
+    assert set(sums) == ({1 << m // 2} if m % 2 == 0 else {0, 1 << (m + 1) // 2})
+
+
 @pytest.mark.parametrize(
     "m, digits",
-    [(4, 2), (5, 2), (6, 2), (7, 2), (8, 2), (9, 2), (6, 3), (7, 3), (8, 3)],
+    [(4, 2), (5, 2), (6, 2), (7, 2), (8, 2), (9, 2), (6, 3), (7, 3), (8, 3), (10, 2), (12, 2)],
 )
 def test_first_mask_with_more_digits_attains_the_bound(m: int, digits: int) -> None:
     first = 1 << (digits - 1) * field_degree(m)
-    difference = forms(m, np.arange(first)) ^ forms(m, np.array([first]))
+    difference = forms(m, np.arange(1, min(first, 1 << 14 if digits == 3 else 1024))) ^ forms(
+        m, np.array([first])
+    )
     sylvester = scipy_hadamard(1 << m).astype(np.float32)
     worst = max(
         np.abs((1 - 2.0 * difference[i : i + 1024].astype(np.float32)) @ sylvester).max()
-        for i in range(0, first, 1024)
+        for i in range(0, len(difference), 1024)
     )
     assert worst / 2**m == coherence(m, digits)
 
@@ -204,8 +216,8 @@ def test_all_quadratic_forms_are_reached_once() -> None:
 
 def test_delsarte_goethals_extremes() -> None:
     for features, classes in [
-        *[(16, 256), (16, 257), (16, 2047), (16, 2048)],
-        *[(32, 2048), (32, 2049), (32, 6000), (64, 4096), (64, 4097)],
+        *[(16, 225), (16, 256), (16, 257), (16, 2016)],
+        *[(32, 1985), (32, 2049), (32, 6000), (64, 3969), (64, 4096), (64, 4097)],
     ]:
         book = codebook(features, classes)
         report = book.report()
@@ -275,16 +287,7 @@ def test_etf_is_the_dense_simplex_up_to_rotation(features: int, classes: int) ->
     assert rows @ rows.T == pytest.approx(dense @ dense.T, abs=1e-6)
     u, _, vt = np.linalg.svd(rows.T @ dense)
     assert rows @ (u @ vt) == pytest.approx(dense, abs=1e-5)
-    transformed = np.random.default_rng(1).normal(size=features)
-    y = scipy_rows(features, classes) @ transformed
-    scores = np.sqrt(classes / (classes - 1)) * (y - y.mean())
-    assert book.matrix() @ transformed == pytest.approx(scores, abs=1e-4)
-
-
-def scipy_rows(features: int, classes: int) -> Matrix:
-    """The first rows of H_n: the skipped all-ones row, then those of `hadamard`."""
-    rows = codebook(features, features, "hadamard").matrix().astype(np.float64)
-    return np.concatenate([-rows[-1:], rows])[:classes]
+    assert book.kernel is not None and book.kernel.row_offset == int(classes < features)
 
 
 @pytest.mark.parametrize("features", [1, 3, 7, 11, 15, 27, 91, 1023])
@@ -365,15 +368,8 @@ def test_any_pair(features: int, classes: int, seed: int) -> None:
     assert np.array_equal(rows, expand(book.kernel, features, classes))
     ids = np.random.default_rng(seed).integers(0, classes, 20)
     assert np.array_equal(book.rows(ids), rows[ids])
-    # Row 0 is skipped unless the classes fill a stack, and only then do they move by one row.
-    first = book.kernel.row_offset
-    assert first == 1 or (first == 0 and book.kernel.rows == classes)
-    fewer = codebook(features, -(-classes // 2), seed=seed)
-    assert fewer.kernel is not None
-    shift = fewer.kernel.row_offset - first
-    kept = max(0, -shift)
-    count = fewer.num_classes - abs(shift)
-    assert np.array_equal(fewer.matrix()[kept:][:count], rows[max(0, shift) :][:count])
+    fewer = codebook(features, -(-classes // 2), seed=seed, capacity=classes)
+    assert np.array_equal(fewer.matrix(), rows[: fewer.num_classes])
     if classes > 1:
         largest, between_lines, identical = extremes(book)
         report = book.report()
@@ -409,21 +405,80 @@ def test_kernel_data_of_larger_pairs(features: int, classes: int) -> None:
     assert np.array_equal(book.matrix(), expand(book.kernel, features, classes))
 
 
-@pytest.mark.parametrize("features", [16, 24, 32, 60])
+@pytest.mark.parametrize("features", [16, 24, 30, 32, 200])
 def test_rows_stay_when_classes_are_added(features: int) -> None:
-    n = cover(features).n
-    sizes = [1, n - 1, n, n + 1, 2 * n - 1, 2 * n, 2 * n + 1, 5 * n, 6 * n, 40 * n]
-    if n & (n - 1):
-        full = codebook(features, 2 * n)  # the one exception: it needs the all-ones row
-        assert full.kind == "orthoplex" and full.kernel is not None
-        assert full.kernel.row_offset == 0 and "the all-ones row too" in full.explain()
-        assert np.array_equal(full.matrix()[1:], codebook(features, 2 * n - 1).matrix())
-        sizes.remove(2 * n)
-    books = [codebook(features, classes) for classes in sizes]
-    assert not any((book.matrix() == 1).all(axis=1).any() for book in books)
-    for fewer, more in itertools.pairwise(books):
-        ids = np.arange(fewer.num_classes)
-        assert np.array_equal(fewer.rows(ids), more.rows(ids))
+    n = choose_order(features, None).n
+    for sizes in ([1, n // 2, n - 1], [n, n + 1, 2 * n, 2 * n + 1, 5 * n, 6 * n, 12 * n]):
+        kinds = ["hadamard"] if sizes[-1] < n else ["orthoplex", "kerdock", "search"]
+        books = [codebook(features, classes) for classes in sizes]
+        assert {book.kind for book in books} <= {*kinds}
+        for fewer, more in itertools.pairwise(books):
+            ids = np.arange(fewer.num_classes)
+            assert np.array_equal(fewer.rows(ids), more.rows(ids))
+
+
+@pytest.mark.parametrize("features, capacity", [(16, 300), (24, 200), (768, 2000), (1000, 20_000)])
+def test_capacity_keeps_the_rows(features: int, capacity: int) -> None:
+    books = [codebook(features, c, capacity=capacity) for c in (10, features, features + 3)]
+    most = codebook(features, capacity)
+    for book in books:
+        assert book.kind == most.kind
+        assert np.array_equal(book.matrix(), most.rows(np.arange(book.num_classes)))
+
+
+# No class that cannot win
+
+
+def edges(features: int) -> list[int]:
+    """Numbers of classes around the limits of the families."""
+    n, power = choose_order(features, None).n, power_of_two(features)
+    sizes = {1, 2, n - 1, n, n + 1, 2 * n, 2 * n + 1, kerdock_limit(power, features, 1)}
+    most = 2**features - 2 if features < 16 else 10**4
+    return sorted(c for c in sizes if 1 <= c <= most)
+
+
+@pytest.mark.parametrize(
+    "features", [*range(2, 13), 15, 16, 17, 31, 32, 33, 64, 96, 188, 384, 500, 512]
+)
+def test_no_default_codebook_has_a_constant_row(features: int) -> None:
+    for classes in edges(features):
+        sums = codebook(features, classes).matrix().sum(axis=1, dtype=np.int64)
+        assert np.abs(sums).max() < features, (classes, np.flatnonzero(np.abs(sums) == features))
+
+
+def test_no_width_up_to_512_has_a_constant_row() -> None:
+    for features in range(2, 513):
+        order = choose_order(features, None)
+        for classes in (min(order.n - 1, 2**features - 2), orthoplex.limit(order, features)):
+            rows = codebook(features, classes).matrix()
+            assert np.abs(rows.sum(axis=1, dtype=np.int64)).max() < features, (features, classes)
+
+
+@pytest.mark.parametrize(
+    "features, classes",
+    [(64, 64), (100, 100), (512, 1000), (512, 1024), (1024, 2000), (768, 1536), (60, 120)],
+)
+def test_every_class_can_win_on_features_of_a_relu(features: int, classes: int) -> None:
+    book = codebook(features, classes)
+    rows = book.matrix().astype(np.float32)
+    x = np.abs(np.random.default_rng(0).normal(size=(classes, features))).astype(np.float32)
+    x += 2 * np.maximum(rows, 0)  # near its class
+    assert np.mean((x @ rows.T).argmax(axis=1) == np.arange(classes)) > 0.95
+
+
+def test_the_few_pairs_that_need_the_constant_rows() -> None:
+    needing = []
+    for features in range(1, 7):
+        for classes in range(1, 2**features + 1):
+            book = codebook(features, classes)
+            rows = book.matrix()
+            assert len(np.unique(rows, axis=0)) == classes
+            constant = np.abs(rows.sum(axis=1, dtype=np.int64)) == features
+            assert constant.any() == ("constant rows too" in book.explain())
+            if constant.any():
+                needing.append((features, classes))
+    assert min(c for n, c in needing if n == 4) == 12
+    assert [(n, c) for n, c in needing if n < 4] == [(1, 1), (1, 2), (2, 3), (2, 4), (3, 7), (3, 8)]
 
 
 def test_search_is_prefix_stable_past_the_structured_masks() -> None:
@@ -432,51 +487,41 @@ def test_search_is_prefix_stable_past_the_structured_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    "features, classes, kind",
+    "features, classes, kind, max_base",
     [
-        (512, 512, "hadamard"),
-        (512, 1000, "orthoplex"),
-        (512, 1023, "orthoplex"),
-        (512, 1024, "kerdock"),
-        (512, 1025, "kerdock"),
-        (512, 2 * 512**2 - 1, "kerdock"),
-        (512, 2 * 512**2, "delsarte_goethals"),
-        (768, 1536, "orthoplex"),
-        (4, 8, "kerdock"),
-        (4, 16, "kerdock"),
-        (2, 4, "orthoplex"),
-        (1, 1, "hadamard"),
-        (1000, 1000, "hadamard"),
-        (768, 1537, "search"),
-        (1023, 5000, "kerdock"),
-        (1, 2, "orthoplex"),
+        (512, 511, "hadamard", None),
+        (512, 512, "orthoplex", None),
+        (512, 1024, "orthoplex", None),
+        (512, 1025, "kerdock", None),
+        (512, 2 * 512**2 - 1024, "kerdock", None),
+        (512, 2 * 512**2, "delsarte_goethals", None),
+        (768, 10, "hadamard", 1),
+        (768, 600, "hadamard", None),
+        (768, 1536, "orthoplex", None),
+        (768, 1537, "search", None),
+        (4, 8, "orthoplex", None),
+        (4, 9, "search", None),
+        (2, 2, "orthoplex", None),
+        (1, 1, "search", None),
+        (1000, 1000, "hadamard", None),
+        (1000, 2048, "orthoplex", None),
+        (1000, 2049, "kerdock", None),
+        (960, 960, "orthoplex", None),
+        (960, 1921, "kerdock", None),
+        (1023, 5000, "kerdock", None),
     ],
 )
-def test_auto(features: int, classes: int, kind: str) -> None:
-    assert choose(features, classes) == kind
+def test_auto(features: int, classes: int, kind: str, max_base: int | None) -> None:
+    assert choose(features, classes) == (kind, max_base)
     book = codebook(features, classes)
-    assert book.kind == kind and str(classes) in book.explain()
-
-
-def test_the_explanation_of_exact_fits() -> None:
-    assert "one more than the orthoplex has without its all-ones row" in codebook(64, 128).explain()
-    for features, classes, kind in [(64, 128, "orthoplex"), (16, 256, "kerdock"), (4, 16, "auto")]:
-        assert "the all-ones row too" in codebook(features, classes, kind).explain()
-    assert "all-ones" not in codebook(64, 64).explain() + codebook(64, 127).explain()
-
-
-@pytest.mark.parametrize("features", [1, 2, 3, 4, 5, 6])
-def test_skipping_a_row_leaves_no_pair_unserved(features: int) -> None:
-    served = {1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 64}[features]
-    for classes in range(1, served + 1):
-        rows = codebook(features, classes).matrix()
-        assert len(np.unique(rows, axis=0)) == classes
+    assert (book.kind, book.max_base) == (kind, max_base) and str(classes) in book.explain()
+    assert from_identity(book.identity()).digest == book.digest
 
 
 def test_dropped_columns_are_the_next_order() -> None:
     assert cover(188).n == 192
     book = codebook(188, 150)
-    assert book.order == 192 and "4 columns dropped" in book.explain()
+    assert book.order == 192 and "4 of 192 columns are dropped" in book.explain()
     assert 0 < extremes(book)[1] <= 4 / 188
 
 

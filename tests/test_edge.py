@@ -36,7 +36,7 @@ BOOKS = [
     codebook(n, c, kind)
     for kind, n, c in [
         ("hadamard", 64, 50),
-        ("hadamard", 12, 12),
+        ("hadamard", 12, 11),
         ("kerdock", 64, 3000),
         ("search", 12, 100),
         ("orthoplex", 100, 200),

@@ -293,7 +293,7 @@ class Shared(Inner):
 class Raw(nn.Module):
     def __init__(self, classes: range | None, normalize: bool) -> None:
         super().__init__()
-        base, signs, self.geometry = ops.codebook_arguments(codebook(4, 4), classes)
+        base, signs, self.geometry = ops.codebook_arguments(codebook(4, 3), classes)
         assert base is None and signs is None
         self.normalize = normalize
 
@@ -314,7 +314,7 @@ class Raw(nn.Module):
         (Shared(), {"outputs": "softmax"}, "the logits of FixedHead 'node_head' are used by"),
         (small(codebook="orthonormal"), {"outputs": "softmax"}, "the model has no head of a ±1"),
         (small().double(), {}, "head: x is float64, expected float32, float16 or bfloat16"),
-        (Raw(range(1, 3), True), {}, r"computes classes \[1, 3\) only, expected all 4"),
+        (Raw(range(1, 3), True), {}, r"computes classes \[1, 3\) only, expected all 3"),
         (Raw(None, False), {}, "head: normalize is False, expected True"),
     ],
 )

@@ -418,7 +418,7 @@ def test_export_and_verify_on_the_command_line(tmp_path: Path) -> None:
     assert f"wrote {path}" in invoke("export", 24, 10, path, "--outputs", "softmax")
     assert operators(path) == ["FixedHead"]
     output = invoke("verify", path, "--no-library", "--calls", 2)
-    assert "node_head: codebook hadamard, version 2" in output
+    assert "node_head: codebook hadamard, version 3" in output
     row = next(line for line in output.splitlines() if "portable" in line)
     assert "ok" in row
 

@@ -201,7 +201,7 @@ def test_inputs_that_are_no_initializers(names: tuple[str, ...]) -> None:
 
 
 def test_a_base_matrix_that_is_no_initializer() -> None:
-    book = codebook(12, 12)
+    book = codebook(12, 11)
     base = ort_models.head_inputs(book, 3.0, None)["base"]
     runner = session(ort_models.head(book, run_time=["base"]))
     x = features(3, 12)

@@ -169,11 +169,33 @@ def misspelled_body(features: int) -> list[nn.Module]:
     ]
 
 
+@cache
+def clusters(size: int) -> Split:
+    """Points of a Gaussian around each of `size` random centres, negative coordinates set to 0."""
+    generator = np.random.default_rng(0)
+    centres = np.maximum(generator.normal(size=(size, 32)), 0)
+
+    def sample(times: int) -> tuple[Tensor, Tensor]:
+        y = np.repeat(np.arange(size), times)
+        x = np.maximum(centres[y] + 0.55 * generator.normal(size=(len(y), 32)), 0)
+        return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
+
+    return Split(*sample(60), *sample(20))
+
+
+def clusters_body(features: int) -> list[nn.Module]:
+    return [nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, features)]
+
+
 TASKS = (
     Task(
         *("digits", 10, (8, 16, 32, 64), digits, digits_body),
         *(250, 64, (1e-2, 3e-2)),
         both=True,
+    ),
+    Task(
+        *("clusters", 100, (64,), lambda: clusters(100), clusters_body),
+        *(500, 64, (1e-2, 3e-2)),
     ),
     Task(
         *("next word", 400, (256,), lambda: next_word(400), lambda n: next_word_body(n, 400)),

@@ -58,8 +58,8 @@ struct HeadProblem {
 // sum over the classes have the gradients b, a and c of a row:
 //   dz_i = a exp(z_i - logsumexp) + c + sum of b_m over ids_m = i
 //   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
-// A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients are
-// all 0 has dz = 0 whatever it holds.
+// A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients
+// are all 0 has dz = 0 whatever it holds.
 struct ReductionBackwardProblem {
   HeadProblem head;          // as it was; `ids`, `logsumexp` and `mask` hold what they held or got
   const void* softmax_grad;  // a: [B] exact

@@ -249,6 +249,7 @@ FIXCLF_INLINE void mix_strip(int64_t base_order, int k, int64_t rows, const uint
 #pragma GCC unroll 8
     for (int group = 1; group < kGroups; ++group)
       sum += V::load(reinterpret_cast<const typename V::Real*>(bytes + picks[i][group]));
+    // Each tile sums by itself: a running sum over a large base would gather its rounding errors.
     lanes.store(at, first == 0 ? sum : lanes.load(at) + sum);
   }
 }

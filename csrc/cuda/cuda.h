@@ -26,7 +26,7 @@ Status transform(const TransformProblem& problem, cudaStream_t stream);
 Status head(const HeadProblem& problem, const void* alpha, const Workspace& workspace,
             cudaStream_t stream);
 Status reduction_backward(const ReductionBackwardProblem& problem, const void* alpha,
-                    const Workspace& workspace, cudaStream_t stream);
+                          const Workspace& workspace, cudaStream_t stream);
 Status adjoint(const AdjointProblem& problem, const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace fixclf::cuda

@@ -18,8 +18,15 @@ def codebook(
     kind: Annotated[str, typer.Option(help="A family, or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the families that make random choices.")] = 0,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Refuse to drop columns of a larger order.")
+        bool, typer.Option("--exact", help="N itself as the order, or an error.")
     ] = False,
+    max_base: Annotated[
+        int | None,
+        typer.Option(help="Largest base of an order, instead of weighing additions and cosines."),
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Classes it may grow to without a change of rows.")
+    ] = None,
     histogram: Annotated[
         Path | None, typer.Option(help="Save a histogram of the classes' cosines (PNG, PDF, SVG).")
     ] = None,
@@ -30,7 +37,15 @@ def codebook(
     console = Console()
     with one_line_errors():
         with console.status(f"codebook for N={in_features}, C={num_classes}"):
-            book = build(in_features, num_classes, kind, seed=seed, exact=exact)
+            book = build(
+                in_features,
+                num_classes,
+                kind,
+                seed=seed,
+                exact=exact,
+                max_base=max_base,
+                capacity=capacity,
+            )
             report = book.report()
         console.print(book.explain(), highlight=False)
         console.print(str(report), highlight=False)

@@ -6,23 +6,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
 
-from . import delsarte_goethals, etf, hadamard, kerdock, orthoplex, search
+from . import delsarte_goethals, etf, hadamard, kerdock, orthoplex, search, version2
 from .base import MAX_CLASSES, MAX_FEATURES, Codebook, KernelData, integer
 from .dense import orthonormal, user_matrix
 from .hoffer import brevitas, hoffer
-from .kerdock import capacity
-from .orders import cover
+from .measure import additions
+from .orders import MAX_BASE, Order, choose_order, cover, find_order, power_of_two, tolerance
 
-__all__ = ["FAMILIES", "Codebook", "KernelData", "codebook", "from_identity"]
+__all__ = ["FAMILIES", "Codebook", "KernelData", "codebook", "from_identity", "versions"]
 
 
 class Build(Protocol):
-    def __call__(self, in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook: ...
+    def __call__(
+        self, in_features: int, num_classes: int, seed: int, max_base: int | None
+    ) -> Codebook: ...
 
 
 FAMILIES: dict[str, Build] = {
@@ -45,59 +48,102 @@ def codebook(
     *,
     seed: int = 0,
     exact: bool = False,
+    max_base: int | None = None,
+    capacity: int | None = None,
     matrix: ArrayLike | None = None,
 ) -> Codebook:
     """The codebook of a kind for N = in_features and C = num_classes.
 
     kind: a name in `FAMILIES`; "auto" (see `choose`); "matrix" for the rows of `matrix`.
     seed: of the random choices in "search" and "orthonormal"; part of every identity.
-    exact: require that in_features is itself the order of a Hadamard matrix, instead of dropping
-        columns of the next one.
+    exact: require that in_features is itself the order n = b · 2^k of a Hadamard matrix and take
+        it, whatever its additions, instead of dropping columns of a larger one.
+    max_base: take the smallest order whose base b is at most this, instead of weighing additions
+        against cosines (`orders.economical`); 1 for powers of two. Part of the identity.
+    capacity: with kind="auto", the number of classes that it may grow to: the kind is the one for
+        that many, so that no class changes its row on the way.
     """
     in_features = integer("in_features", in_features, 1, MAX_FEATURES)
     num_classes = integer("num_classes", num_classes, 1, MAX_CLASSES)
     seed = integer("seed", seed, 0, 2**63 - 1)
+    if max_base is not None:
+        max_base = integer("max_base", max_base, 1, MAX_BASE)
+    if capacity is not None:
+        capacity = integer("capacity", capacity, num_classes, MAX_CLASSES)
     if (matrix is None) == (kind == "matrix"):
         given = "none" if matrix is None else "one"
         raise ValueError(f"matrix must be given with kind='matrix' only, got {given} and {kind!r}")
     if matrix is not None:
         return user_matrix(in_features, num_classes, matrix, seed)
+    if exact:
+        if find_order(in_features) is None or max_base is not None:
+            raise ValueError(
+                f"in_features must be a Hadamard order that is built in with exact=True, and "
+                f"max_base None, got {in_features} and {max_base}; the next such order is "
+                f"{cover(in_features).n}"
+            )
+        max_base = MAX_BASE
     if kind == "auto":
-        kind = choose(in_features, num_classes)
+        kind, max_base = choose(in_features, capacity or num_classes, max_base)
     if kind not in FAMILIES:
         names = ", ".join(["auto", *FAMILIES, "matrix"])
         raise ValueError(f"kind must be one of {names}, got {kind!r}")
-    return FAMILIES[kind](in_features, num_classes, seed, exact)
+    return FAMILIES[kind](in_features, num_classes, seed, max_base)
 
 
-def choose(in_features: int, num_classes: int) -> str:
-    """The kind that "auto" stands for: the first of these that reaches num_classes.
+def choose(
+    in_features: int, num_classes: int, max_base: int | None = None
+) -> tuple[str, int | None]:
+    """The kind, and its max_base, that "auto" stands for; docs/codebooks.md has the reasons.
 
-    All of them begin with the same rows, so a class keeps its row when the kind changes. They skip
-    row 0, all ones, where non-negative features have a cosine near the maximum for every input. If
-    none but "search" reaches num_classes without it, one whose rows are exactly num_classes is
-    taken with it.
+    * "hadamard" below n classes, n the order (`orders.choose_order`). Where few classes make the
+      columns of the next power of two repeat, so that they are as good as orthogonal, it is that
+      order (max_base 1), if it costs at most half.
+    * "orthoplex" up to 2n.
+    * "kerdock", then "delsarte_goethals", where n is a power of two, or drops an eighth of its
+      columns at most in favour of N.
+    * "search" else.
     """
     if in_features < 64 and num_classes > 1 << in_features:
         raise ValueError(
             f"num_classes must be at most 2^in_features = {1 << in_features} for in_features="
             f"{in_features}, which has no more different ±1 rows, got {num_classes}"
         )
-    order = cover(in_features)
-    if num_classes <= order.n:
-        return "hadamard"
-    rows = {
-        "orthoplex": 2 * order.n,
-        "kerdock": capacity(order, in_features, 1),
-        "delsarte_goethals": delsarte_goethals.limit(order, in_features),
-    }
-    skipping = [kind for kind, count in rows.items() if num_classes < count]
-    filled = [kind for kind, count in rows.items() if num_classes == count]
-    return [*skipping, *filled, "search"][0]
+    order, power = choose_order(in_features, max_base), power_of_two(in_features)
+    if num_classes < order.n:
+        left = hadamard.repeats(power, in_features, num_classes)
+        folds = max_base is None and left <= tolerance(in_features)
+        cheap, usual = (few(o, in_features, num_classes) for o in (power, order))
+        if folds and 2 * cheap <= usual:
+            return "hadamard", None if order == power else 1
+        return "hadamard", max_base
+    if num_classes <= orthoplex.limit(order, in_features):
+        return "orthoplex", max_base
+    if order == power or (max_base is None and 8 * in_features >= 7 * power.n):
+        for kind, most in (
+            ("kerdock", kerdock.capacity(power, in_features, 1)),
+            ("delsarte_goethals", delsarte_goethals.limit(in_features)),
+        ):
+            if num_classes <= most:
+                return kind, None
+    return "search", max_base
+
+
+def few(order: Order, in_features: int, num_classes: int) -> int:
+    """Additions for so many rows of one block."""
+    data = KernelData(order.base, order.log2, None, None, False, False, 1, 0)
+    return additions(data, num_classes, in_features)
+
+
+def versions(kind: str) -> list[int]:
+    """The versions of a kind that `from_identity` rebuilds, the present one last."""
+    earlier = sorted(version for name, version in version2.EARLIER if name == kind)
+    return [*earlier, sys.modules[FAMILIES[kind].__module__].VERSION]
 
 
 def from_identity(identity: Mapping[str, Any], matrix: ArrayLike | None = None) -> Codebook:
-    """Rebuild a codebook from `Codebook.identity()`, checking its version and digest.
+    """Rebuild a codebook from `Codebook.identity()`, of this version or an earlier one, checking
+    its version and digest.
 
     matrix: the rows again, for kind "matrix", whose identity only holds their digest.
     """
@@ -105,13 +151,15 @@ def from_identity(identity: Mapping[str, Any], matrix: ArrayLike | None = None) 
     missing = [key for key in expected if key not in identity]
     if missing:
         raise ValueError(f"identity must hold {', '.join(expected)}, got none of {missing}")
-    rebuilt = codebook(
-        identity["in_features"],
-        identity["num_classes"],
-        identity["kind"],
-        seed=identity["seed"],
-        matrix=matrix,
-    )
+    n, c, seed = (identity[key] for key in ("in_features", "num_classes", "seed"))
+    earlier = version2.EARLIER.get((identity["kind"], identity["version"]))
+    if earlier is not None:
+        n = integer("in_features", n, 1, MAX_FEATURES)
+        c = integer("num_classes", c, 1, MAX_CLASSES)
+        rebuilt = earlier(n, c, integer("seed", seed, 0, 2**63 - 1))
+    else:
+        max_base = identity.get("max_base")
+        rebuilt = codebook(n, c, identity["kind"], seed=seed, max_base=max_base, matrix=matrix)
     for key in ("version", "digest"):
         if identity[key] != getattr(rebuilt, key):
             raise ValueError(

@@ -66,8 +66,9 @@ class Cosines:
 class Codebook:
     """Class vectors, one row per class, each of norm √in_features.
 
-    Made by `codebook()`; fixed for ever by (kind, version, in_features, num_classes, seed), which
-    `digest` pins. Exactly one of `kernel` (±1 families) and `dense` (other matrices) is set.
+    Made by `codebook()`; fixed for ever by (kind, version, in_features, num_classes, seed,
+    max_base), which `digest` pins. Exactly one of `kernel` (±1 families) and `dense` (other
+    matrices) is set.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Codebook:
     dense: NDArray[np.float32] | None = None
     reason: str = ""
     cosines: Cosines | None = field(default=None, repr=False)
+    max_base: int | None = None  # as given to `codebook()`: part of the identity if set
 
     @property
     def order(self) -> int:
@@ -175,7 +177,7 @@ class Codebook:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint stores; `from_identity` rebuilds the codebook and checks the digest."""
-        return {
+        identity: dict[str, Any] = {
             "kind": self.kind,
             "version": self.version,
             "in_features": self.in_features,
@@ -183,6 +185,9 @@ class Codebook:
             "seed": self.seed,
             "digest": self.digest,
         }
+        if self.max_base is not None:
+            identity["max_base"] = self.max_base
+        return identity
 
     def report(self) -> Report:
         """Order, cost, extremes of the cosines and the bounds on them."""
@@ -195,14 +200,6 @@ class Codebook:
         from .measure import histogram
 
         return histogram(self, bins)
-
-
-def first_row(rows: int, num_classes: int) -> int:
-    """Which row of a stack of that many rows is class 0: 1, or 0 where every row is needed.
-
-    Row 0 is all ones: with non-negative features its cosine is near the maximum for every input.
-    """
-    return 1 if num_classes < rows else 0
 
 
 def parity(values: NDArray[np.int64]) -> Bits:

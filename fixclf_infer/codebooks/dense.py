@@ -27,7 +27,7 @@ from .base import MAX_MATRIX_ENTRIES, Codebook
 VERSION = 1
 
 
-def orthonormal(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
+def orthonormal(in_features: int, num_classes: int, seed: int, max_base: int | None) -> Codebook:
     if in_features * num_classes > MAX_MATRIX_ENTRIES:
         raise ValueError(
             f"num_classes must be at most {MAX_MATRIX_ENTRIES // in_features} for the dense "

@@ -29,11 +29,11 @@ from .base import Codebook, Cosines, KernelData
 VERSION = 1
 
 
-def hoffer(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
+def hoffer(in_features: int, num_classes: int, seed: int, max_base: int | None) -> Codebook:
     return _truncated_sylvester("hoffer", in_features, num_classes, seed)
 
 
-def brevitas(in_features: int, num_classes: int, seed: int, exact: bool) -> Codebook:
+def brevitas(in_features: int, num_classes: int, seed: int, max_base: int | None) -> Codebook:
     return _truncated_sylvester("brevitas", in_features, num_classes, seed)
 
 

@@ -75,10 +75,7 @@ class Extremes:
 def report(codebook: Codebook) -> Report:
     found = extremes(codebook)
     data, n, c = codebook.kernel, codebook.in_features, codebook.num_classes
-    lines = c
-    if data is not None and data.negate and c + data.row_offset > data.order:
-        full, rest = divmod(c + data.row_offset, 2 * data.order)
-        lines = full * data.order + min(rest, data.order)  # that of row 0 by its negation
+    lines = _lines(codebook)
     welch, levenshtein = welch_bound(n, lines), levenshtein_bound(n, lines)
     bound = max(welch, levenshtein)
     ratio = found.coherence / bound if found.coherence is not None and bound > 0 else None
@@ -92,7 +89,7 @@ def report(codebook: Codebook) -> Report:
         log2=data.log2 if data else 0,
         blocks=data.blocks if data else 0,
         mask_bytes=data.signs.nbytes if data and data.signs is not None else 0,
-        additions_per_row=additions(data, c) if data else c * (n - 1),
+        additions_per_row=additions(data, c, n) if data else c * (n - 1),
         largest_cosine=found.largest,
         coherence=found.coherence,
         method=found.method,
@@ -102,6 +99,17 @@ def report(codebook: Codebook) -> Report:
         levenshtein_bound=levenshtein,
         coherence_ratio=ratio,
     )
+
+
+def _lines(codebook: Codebook) -> int:
+    data, c = codebook.kernel, codebook.num_classes
+    if data is not None and codebook.in_features <= 3:
+        rows = codebook.matrix()
+        return len(np.unique(rows * rows[:, :1], axis=0))
+    if data is not None and data.negate and c + data.row_offset > data.order:
+        full, rest = divmod(c + data.row_offset, 2 * data.order)
+        return full * data.order + min(rest, data.order)  # that of row 0 by its negation
+    return c
 
 
 def rankin_bound(dimension: int, vectors: int) -> float | None:
@@ -126,11 +134,12 @@ def levenshtein_bound(dimension: int, lines: int) -> float:
     return float(np.sqrt(max(square, 0.0))) if lines > dimension * (dimension + 1) / 2 else 0.0
 
 
-def additions(data: KernelData, num_classes: int) -> int:
+def additions(data: KernelData, num_classes: int, in_features: int | None = None) -> int:
     """Additions for one input row: n(b − 1 + k) a block, less where a block's rows are few.
 
     Only the first of P_b's rows that are needed are formed. If even the first 2^r rows of H_{2^k}
-    suffice, the input is folded to 2^r sums first: n − 2^r + r · 2^r additions (b = 1).
+    suffice, the input is folded to 2^r sums first: N − 2^r + r · 2^r additions (b = 1), where
+    N is in_features, or n.
     """
     b, k, n = data.base_order, data.log2, data.order
     rows = num_classes + data.row_offset
@@ -139,7 +148,7 @@ def additions(data: KernelData, num_classes: int) -> int:
     total = blocks * n * (b - 1 + k)
     if rest and b == 1:
         r = (rest - 1).bit_length()
-        total += n - (1 << r) + (r << r)
+        total += max((in_features or n) - (1 << r), 0) + (r << r)
     elif rest:
         total += n * k + (-(-rest >> k) << k) * (b - 1)
     return total + (2 * num_classes if data.center else 0)
@@ -199,8 +208,8 @@ def _of_blocks(data: KernelData, in_features: int, num_classes: int) -> Extremes
     work = n * (order.base**2 + order.log2)
     method = "measured"
     if num_classes > EXACT_UP_TO or count**2 / 2 * work > BLOCK_WORK:
-        method = "sampled"
         blocks = int(np.clip((2 * SAMPLE_WORK / work) ** 0.5, 2, count))
+        method = "sampled" if blocks < count else "measured"
         masks = masks[np.linspace(0, count - 1, blocks).astype(np.int64)]
     lone: slice | None = None  # base rows of the last block whose first rows are such rows
     if data.row_offset and order.log2 == 0:
@@ -220,7 +229,8 @@ def _of_blocks(data: KernelData, in_features: int, num_classes: int) -> Extremes
     dropped = n - in_features
     if found < dropped:  # two rows of one block that agree in the dropped columns
         found = dropped
-        method = method if 2**dropped < n else "sampled"
+        # b = 1: rows i and i + n/2. Otherwise, if many columns are dropped, there may be none.
+        method = method if order.base == 1 or 2**dropped < n else "sampled"
     largest = max(largest, dropped)
     return Extremes(largest / in_features, found / in_features, method, int(found == in_features))
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,14 @@ class Order:
     @property
     def n(self) -> int:
         return self.base << self.log2
+
+    @property
+    def additions(self) -> int:
+        """Of one whole transform."""
+        return self.n * (self.base - 1 + self.log2)
+
+    def __str__(self) -> str:
+        return f"{self.n} = {self.base} * 2^{self.log2}"
 
     @property
     def bits(self) -> Bits | None:
@@ -70,22 +80,61 @@ def find_order(n: int) -> Order | None:
     return None
 
 
-def cover(in_features: int, exact: bool = False) -> Order:
-    """The smallest order n ≥ in_features; with `exact`, in_features itself or an error."""
-    order = find_order(in_features)
-    if order is None and exact:
-        raise ValueError(
-            f"in_features must be a Hadamard order that is built in with exact=True, got "
-            f"{in_features}; the next such order is {cover(in_features).n}"
-        )
-    n = in_features
-    while order is None:
-        n += 1
+def cover(in_features: int, max_base: int = MAX_BASE) -> Order:
+    """The smallest order n ≥ in_features whose base is at most max_base."""
+    for n in count(in_features):
         order = find_order(n)
-    return order
+        if order is not None and order.base <= max_base:
+            return order
+    raise AssertionError("powers of two are orders")
 
 
-def dropped(order: Order, in_features: int) -> str:
-    """What the explanation says about columns that are not used."""
-    count = order.n - in_features
-    return f" ({count} of {order.n} columns are dropped, which adds to it)" if count else ""
+def power_of_two(in_features: int) -> Order:
+    """The smallest power of two that is at least in_features."""
+    return Order(1, (in_features - 1).bit_length())
+
+
+def tolerance(in_features: int) -> int:
+    """How many columns may disturb orthogonality to save additions: √N and N/16 at most, so that
+    no cosine exceeds 1/16 and 1/√N, that of a pair of random rows (root of the mean square)."""
+    return min(isqrt(in_features), in_features // 16)
+
+
+@cache
+def economical(in_features: int) -> Order:
+    """The order that is taken unless max_base says otherwise.
+
+    The smallest order n ≥ N, unless a larger one costs half as many additions or less and drops no
+    more columns than `tolerance`. The cheapest of these, the smallest of equals.
+    """
+    smallest = cover(in_features)
+    largest = min(in_features + tolerance(in_features), power_of_two(in_features).n)
+    orders = filter(None, map(find_order, range(smallest.n, largest + 1)))
+    cheapest = min(orders, key=lambda order: order.additions, default=smallest)
+    return cheapest if 2 * cheapest.additions <= smallest.additions else smallest
+
+
+def choose_order(in_features: int, max_base: int | None) -> Order:
+    """`economical`, or the smallest order with a base of at most max_base."""
+    return economical(in_features) if max_base is None else cover(in_features, max_base)
+
+
+def prices(order: Order, in_features: int, left: int | None = None) -> str:
+    """What the explanation says about the price of an order and of others.
+
+    left: how many columns may add to an inner product, if not all that are dropped.
+    """
+    dropped = order.n - in_features
+    parts = [f"{order.additions:,} additions a transform"]
+    if dropped:
+        left = dropped if left is None else left
+        adds = f", which adds at most {left}/{in_features} to a cosine" if left else ""
+        parts.append(f"{dropped} of {order.n} columns are dropped{adds}")
+    for other in dict.fromkeys((cover(in_features), power_of_two(in_features))):
+        if other != order:
+            more = other.n - in_features
+            parts.append(
+                f"the order {other} would cost {other.additions:,}"
+                + (f" and drop {more} columns" if more else "")
+            )
+    return f" ({'; '.join(parts)})"

@@ -7,14 +7,13 @@ different values of one key. Format version 1 had one key for all, and one for t
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from onnx import ModelProto, helper
 
-from ..codebooks import FAMILIES, Codebook, from_identity
+from ..codebooks import FAMILIES, Codebook, from_identity, versions
 from ..fileformat import FORMAT_VERSION
 
 CODEBOOK_KEY = "ai.fixclf.codebook."  # and the digest's first digits: JSON, `Codebook.identity()`
@@ -45,11 +44,11 @@ def check_metadata(model: ModelProto) -> None:
         kind, recorded = identity.get("kind"), identity.get("version")
         if kind not in FAMILIES:
             raise ValueError(f"the metadata records a codebook of unknown kind {kind!r}")
-        here = sys.modules[FAMILIES[kind].__module__].VERSION
-        if not isinstance(recorded, int) or recorded > here:
+        here = versions(kind)
+        if recorded not in here:
             raise ValueError(
                 f"the metadata records version {recorded} of the codebook {kind!r}, but this "
-                f"fixclf_infer has version {here}"
+                f"fixclf_infer has version {' and '.join(map(str, here))}"
             )
 
 

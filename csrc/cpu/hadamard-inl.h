@@ -228,6 +228,18 @@ __attribute__((noinline, cold)) void transform_wide_row(const T* x, T* y, int k,
   for_lanes<V>(n, [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(scratch + i)); });
 }
 
+// Whether no sum of 2^k of these, nor `size` times one, can leave the range of Real.
+template <class V>
+FIXCLF_INLINE bool stays_small(const typename V::Real* x, int64_t count, int k, double size) {
+  typename V::F tops = {};
+  for_lanes<V>(count,
+               [&](int64_t i, auto lanes) { tops = V::max(V::abs(lanes.load(x + i)), tops); });
+  constexpr int kHighest =
+      sizeof(typename V::Real) == 8 ? __DBL_MAX_EXP__ - 2 : __FLT_MAX_EXP__ - 2;
+  const double top = V::reduce_max(tops);
+  return top * (size > 1 ? size : 1) < __builtin_ldexp(1, kHighest - k);
+}
+
 // Scratch: n Reals and, in place, as many for a row that is still needed when it was overwritten.
 template <class V, class T>
 void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void* scratch) {
@@ -256,8 +268,22 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
     }
     if (!overflowed()) return;
   }
+  // In place, a look at the rows is cheaper than to save them: where they are too small to
+  // overflow, they need not be there for a second time.
+  int64_t row = begin;
+  if (V::kWidth > 1 && std::is_same_v<T, Real> && scale_fits && in_place && p.x.stride == n &&
+      p.y.stride == n) {
+    const int64_t most = n < int64_t{1} << kBlockLog2 ? (int64_t{1} << kBlockLog2) / n : 1;
+    const auto whole = scale == 1 ? transforms<V, false> : transforms<V, true>;
+    for (int64_t rows; row < end; row += rows) {
+      rows = end - row < most ? end - row : most;
+      Real* const at = static_cast<Real*>(p.y.data) + row * n;
+      if (!stays_small<V>(at, rows * n, k, size)) break;
+      whole(at, at, k, rows, scale);
+    }
+  }
   // Whether a row is wide is found on that row alone.
-  for (int64_t row = begin; row < end; ++row) {
+  for (; row < end; ++row) {
     const T* source = x(row);
     if (in_place) {
       memcpy(saved, source, static_cast<size_t>(n) * sizeof(T));

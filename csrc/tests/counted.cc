@@ -52,11 +52,11 @@ Status run(const Case& c) {
   for (float& v : bias) v = static_cast<float>(next() % 2001) / 1000 - 1;
   for (auto* bits : {&bytes, &base, &signs})
     for (uint8_t& v : *bits) v = static_cast<uint8_t>(next());
+  std::vector<float> out(static_cast<size_t>(kRows * (c.classes > 0 ? c.classes : c.features)));
   if (c.classes == 0) {
     const ConstMatrix in{x.data(), c.dtype, kRows, c.features, c.features};
-    return cpu::transform({in, {x.data(), c.dtype, kRows, c.features, c.features}, 1.0}, {});
+    return cpu::transform({in, {out.data(), c.dtype, kRows, c.features, c.features}, 1.0}, {});
   }
-  std::vector<float> out(static_cast<size_t>(kRows * c.classes));
   std::vector<int64_t> indices(kRows);
   HeadProblem p{};
   Codebook& cb = p.codebook;

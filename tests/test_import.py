@@ -28,7 +28,7 @@ assert book.matrix().shape == (24, 12) and set(np.unique(book.rows([0, 5]))) == 
 x = np.arange(16, dtype=np.float32).reshape(2, 8)
 assert np.array_equal(fixclf_infer.hadamard_transform(x), reference.hadamard_transform(x))
 z = reference.head(np.ones((1, 12)), book.matrix(), 2.0, None, Epilogue.LOGITS)
-assert np.allclose(z[0, [0, 12]], [2, -2])
+assert np.allclose(z[0], 2 * book.matrix().sum(1) / 12) and abs(z).max() > 0
 assert fixclf_infer.Codebook is type(book)
 print("ok")
 """

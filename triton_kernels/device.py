@@ -264,6 +264,7 @@ def slot_values(features, factor, blocks, first_slot):
     WIDTH: tl.constexpr = 1 << blocks.LOG2_WIDTH
     LEFT: tl.constexpr = blocks.BASE_ORDER * blocks.SPLIT
     UNROLL: tl.constexpr = LEFT if LEFT < 4 else 4
+    SIGN_STRIDE: tl.constexpr = (LEFT * WIDTH + 7) // 8
     slot = first_slot + tl.arange(0, SLOTS)
     block, i = slot // LEFT, slot % LEFT
     within = tl.arange(0, WIDTH)
@@ -281,8 +282,9 @@ def slot_values(features, factor, blocks, first_slot):
                 x = flip(x, odd[None, :, None])
             if blocks.HAS_SIGNS:
                 inside = (block < blocks.count)[:, None] & (columns < LEFT * WIDTH)[None, :]
-                stride: tl.constexpr = (LEFT * WIDTH + 7) // 8
-                odd = bit_at(blocks.signs_ptr, block[:, None], columns[None, :], stride, inside)
+                odd = bit_at(
+                    blocks.signs_ptr, block[:, None], columns[None, :], SIGN_STRIDE, inside
+                )
                 x = flip(x, odd[None, :, :])
             part += x
         total += part

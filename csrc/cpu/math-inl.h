@@ -64,8 +64,10 @@ FIXCLF_INLINE typename V::F exp2(typename V::F x) {
     } else {
       p = power_of_two<V>(r);
     }
-    const I power =
-        (reinterpret_cast<I>(shifted) << (23 - kBits)) + V::power(reinterpret_cast<I>(shifted));
+    // Unsigned, as a NaN's bits overflow.
+    using U = typename V::U;
+    const U power = (reinterpret_cast<U>(shifted) << (23 - kBits)) +
+                    reinterpret_cast<U>(V::power(reinterpret_cast<I>(shifted)));
     return p * reinterpret_cast<F>(power);
   }
 }

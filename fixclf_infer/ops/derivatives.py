@@ -17,6 +17,7 @@ forward mode. `head` and the transform can be differentiated any number of times
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -595,7 +596,10 @@ def register(namespace: str) -> None:
     for name, function in FUNCTIONS.items():
         if hasattr(operators, name):
             kernel = _kernel(namespace, name, function)
-            library.impl(name, kernel, "Autograd", allow_override=True)
+            with warnings.catch_warnings():
+                # A Triton operator has a kernel there already, without a derivative.
+                warnings.simplefilter("ignore")
+                library.impl(name, kernel, "Autograd", allow_override=True)
     for name, rows in _CLASSES.items():
         if hasattr(operators, name):
             rule = partial(_mapped, getattr(operators, name).default, rows)

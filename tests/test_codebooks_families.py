@@ -471,8 +471,7 @@ def test_no_width_up_to_512_has_a_constant_row() -> None:
     ],
 )
 def test_every_class_wins_on_features_of_a_relu(features: int, classes: int) -> None:
-    """Its own row after a ReLU, and noisy features near it: the row of −1 won nothing, that of +1 all
-    that there was."""
+    """On its own row after a ReLU, and on noisy features near it: the row of −1 won nothing."""
     rows = codebook(features, classes).matrix().astype(np.float32)
     x = np.maximum(rows, 0)
     assert np.array_equal((x @ rows.T).argmax(axis=1), np.arange(classes))

@@ -516,7 +516,8 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   for (int64_t r = 0; r < rows; ++r) {
     const bool counts = pick(0, 5) != 0;
     softmax_grad.set(r, counts ? normal() : 0);
-    uniform_grad.set(r, counts && uniform ? normal() : 0);
+    // Of a mean over the classes.
+    uniform_grad.set(r, counts && uniform ? normal() / static_cast<double>(c.shard()) : 0);
     for (int64_t m = 0; m < each; ++m) ids_grad.set(r * each + m, counts ? normal() : 0);
     if (!counts) lse.set(r, -1e30);  // of a target without loss: exp(z - lse) overflows
   }

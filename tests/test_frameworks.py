@@ -207,7 +207,6 @@ def test_from_pretrained_of_a_dense_model(tmp_path: Path) -> None:
     assert torch.equal(model.body.weight, dense.body.weight)
     # Initialised once: asking again must not undo training.
     trained(model.classifier)
-    assert not hasattr(model.classifier, "no such attribute")
     model.classifier._is_hf_initialized  # noqa: B018
     assert model.classifier.alpha.item() == 3.5
 
@@ -284,7 +283,8 @@ def test_a_cast_state_dict_loads(dtype: torch.dtype) -> None:
     state = {name: value.to(dtype) for name, value in head.state_dict().items()}
     other = make("masks")
     other.load_state_dict(state)
-    assert torch.equal(other(features("masks")[:0]), head(features("masks")[:0]))
+    x = features("masks")  # α = 7 and a bias of zeros survive every cast
+    assert torch.equal(other(x), head(x))
     assert other.codebook.identity() == head.codebook.identity()
 
 
@@ -390,12 +390,11 @@ def test_feature_extractors() -> None:
     assert torch.equal(nodes["logits"], model(image))
     assert torch.equal(model.fc(nodes["features"]), nodes["logits"])
 
-    from timm.models import create_feature_extractor as timm_extractor  # noqa: F401
+    from timm.models import create_feature_extractor as timm_extractor
 
     small = timm.create_model("resnet10t", num_classes=10).eval()
     small.fc = FixedClassifier(small.num_features, 10)
-    traced = torch.fx.symbolic_trace(small)
-    assert torch.equal(traced(image), small(image))
+    assert torch.equal(timm_extractor(small, {"fc": "logits"})(image)["logits"], small(image))
 
 
 # Private training, nested tensors, signatures.

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixclf_infer import _native, reference
+from fixclf_infer import codebook as make_codebook
 from fixclf_infer.codebooks import Codebook
 from fixclf_infer.epilogue import Epilogue
 
@@ -62,6 +63,18 @@ def test_case_in_torch(device: str, case: Case) -> None:
     case.check(got)
     if device == "cpu":  # the same kernels on the same instruction set: the same bits
         np.testing.assert_array_equal(got, run_case(case))
+
+
+def test_a_large_base_matrix_keeps_its_precision(isa: str) -> None:
+    """b = 500, features that all agree with a class: a running sum over the whole base was off by
+    2.8 eps, one for each tile of 64 columns is by 1."""
+    book = make_codebook(500, 499, exact=True)
+    assert book.kernel is not None and book.kernel.base_order == 500
+    rng, rows = np.random.default_rng(0), book.matrix().astype(np.float64)
+    x = (rows[7] * (1 + 0.01 * rng.random((64, 500)))).astype(np.float32)
+    got = native_head(x, 1.0, None, book, Epilogue.LOGITS)
+    want = reference.head(x.astype(np.float64), rows, 1.0, None, Epilogue.LOGITS)
+    assert np.abs(got - want).max() <= 1.5 * tolerances.EPS["float32"]
 
 
 def test_epilogues_are_those_of_the_kernels() -> None:

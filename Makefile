@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 # Errors only: its warnings are about the machine's settings.
 PIP := pip install -qq --disable-pip-version-check
 # FIXCLF_CMAKE_ARGS adds to it, e.g. -DFIXCLF_CUDA=OFF.
-CMAKE_ARGS := -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
+CMAKE_ARGS := -DFIXCLF_ISAS=all -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
   test-torch-matrix test-gpu bench-gpu gpu-report fuzz wheel test-wheel
@@ -30,10 +30,10 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	@FIXCLF_CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) --no-build-isolation --editable .[dev]
 	@touch $@ $(VENV)/demo
 
-# As much as the demo needs: the CPU kernels for torch and NumPy.
+# As much as the demo needs: this machine's CPU kernels for torch and NumPy.
 $(VENV)/demo: $(VENV)/tools $(SOURCES)
-	@echo "building the CPU kernels (one to two minutes on two cores)"
-	@FIXCLF_CMAKE_ARGS="-DFIXCLF_CUDA=OFF -DFIXCLF_ONNXRUNTIME=OFF" \
+	@echo "building the CPU kernels (about a minute on two cores)"
+	@FIXCLF_CMAKE_ARGS="-DFIXCLF_ISAS=native -DFIXCLF_CUDA=OFF -DFIXCLF_ONNXRUNTIME=OFF" \
 	  $(PIP) --no-build-isolation --editable .[demo]
 	@touch $@
 

@@ -36,16 +36,16 @@ class Head:
         x: NDArray[Any],
         k: int,
         log_probabilities: bool = False,
-        mask: NDArray[np.uint8] | None = None,
+        allowed: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]]: ...
     def argmax(
-        self, x: NDArray[Any], mask: NDArray[np.uint8] | None = None
+        self, x: NDArray[Any], allowed: NDArray[np.uint8] | None = None
     ) -> NDArray[np.int64]: ...
     def sample(
-        self, x: NDArray[Any], seeds: NDArray[np.int64], mask: NDArray[np.uint8] | None = None
+        self, x: NDArray[Any], seeds: NDArray[np.int64], allowed: NDArray[np.uint8] | None = None
     ) -> NDArray[np.int64]: ...
-    def logprob(
-        self, x: NDArray[Any], ids: NDArray[np.int64], mask: NDArray[np.uint8] | None = None
+    def log_prob(
+        self, x: NDArray[Any], ids: NDArray[np.int64], allowed: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
     def nll(
         self,

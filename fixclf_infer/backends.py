@@ -21,7 +21,7 @@ OPERATORS = (
     "head_topk",
     "head_argmax",
     "head_sample",
-    "head_logprob",
+    "head_log_prob",
     "head_nll",
     "head_reduction_backward",
     "project_adjoint",
@@ -31,7 +31,7 @@ TRITON_OPERATORS = (
     "head",
     "head_topk",
     "head_argmax",
-    "head_logprob",
+    "head_log_prob",
     "head_reduction_backward",
     "project_adjoint",
 )

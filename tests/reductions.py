@@ -16,7 +16,7 @@ from fixclf_infer.codebooks import Codebook
 
 
 def pack(allowed: np.ndarray) -> np.ndarray:
-    """A bool mask as bits."""
+    """A bool allowed as bits."""
     return np.packbits(allowed, axis=-1, bitorder="little")
 
 
@@ -58,17 +58,17 @@ class TorchHead:
     def map(self, x: np.ndarray, epilogue: int) -> np.ndarray:
         return self._run("head", x, epilogue=epilogue)
 
-    def topk(self, x: np.ndarray, k: int, log_probabilities: bool = False, mask: Any = None) -> Any:
-        return self._run("head_topk", x, k=k, log_probabilities=log_probabilities, mask=mask)
+    def topk(self, x: np.ndarray, k: int, log_probabilities: bool = False, allowed: Any = None) -> Any:
+        return self._run("head_topk", x, k=k, log_probabilities=log_probabilities, allowed=allowed)
 
-    def argmax(self, x: np.ndarray, mask: Any = None) -> np.ndarray:
-        return self._run("head_argmax", x, mask=mask)
+    def argmax(self, x: np.ndarray, allowed: Any = None) -> np.ndarray:
+        return self._run("head_argmax", x, allowed=allowed)
 
-    def sample(self, x: np.ndarray, seeds: np.ndarray, mask: Any = None) -> np.ndarray:
-        return self._run("head_sample", x, seeds=seeds, mask=mask)
+    def sample(self, x: np.ndarray, seeds: np.ndarray, allowed: Any = None) -> np.ndarray:
+        return self._run("head_sample", x, seeds=seeds, allowed=allowed)
 
-    def logprob(self, x: np.ndarray, ids: np.ndarray, mask: Any = None) -> Any:
-        return self._run("head_logprob", x, ids=ids, mask=mask)
+    def log_prob(self, x: np.ndarray, ids: np.ndarray, allowed: Any = None) -> Any:
+        return self._run("head_log_prob", x, ids=ids, allowed=allowed)
 
     def nll(
         self,
@@ -166,19 +166,19 @@ def check_argmax(got: np.ndarray, z: np.ndarray, scale: float, dtype: str) -> No
     assert (picked >= z.max(axis=-1) - slack).all()
 
 
-def check_logprob(got: Any, z: np.ndarray, ids: np.ndarray, scale: float, dtype: str) -> None:
-    logprobs, logits, logsumexp = got
+def check_log_prob(got: Any, z: np.ndarray, ids: np.ndarray, scale: float, dtype: str) -> None:
+    log_probs, logits, logsumexp = got
     exact, classes = tolerances.accumulation(dtype), z.shape[-1]
     want_lse = check_logsumexp(logsumexp, z, scale, dtype)
     wide = ids if ids.ndim == z.ndim else ids[..., None]
     picked = np.take_along_axis(z, wide, -1)
     want = (picked - want_lse[..., None]).reshape(ids.shape)
     picked = picked.reshape(ids.shape)
-    assert str(logprobs.dtype) == str(logits.dtype) == exact
+    assert str(log_probs.dtype) == str(logits.dtype) == exact
     bound = tolerances.logits(picked, scale, dtype, exact)
     tolerances.assert_within(f"logits {dtype}, at ids", logits, picked, bound)
     bound = tolerances.log_probability(want, scale, dtype, exact, classes)
-    tolerances.assert_within(f"log-probabilities {dtype}, at ids", logprobs, want, bound)
+    tolerances.assert_within(f"log-probabilities {dtype}, at ids", log_probs, want, bound)
 
 
 def check_nll(
@@ -225,24 +225,24 @@ def check_everything(
     z: np.ndarray,
     scale: float,
     rng: np.random.Generator,
-    mask: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
 ) -> None:
     """Every reduction of rows x [B, ...], whose logits (masked already) are z [B, C]."""
     dtype = "float32" if x.dtype.kind in "iu" else str(x.dtype)
     batch, classes = z.shape
     for k in sorted({1, min(classes, 7), min(classes, 1024)}):
         for log_probabilities in (False, True):
-            got = head.topk(x, k, log_probabilities, mask)
+            got = head.topk(x, k, log_probabilities, allowed)
             check_topk(got, z, k, scale, dtype, log_probabilities)
-    best = head.argmax(x, mask)
+    best = head.argmax(x, allowed)
     check_argmax(best, z, scale, dtype)
-    np.testing.assert_array_equal(best, head.topk(x, 1, mask=mask)[1][..., 0])
+    np.testing.assert_array_equal(best, head.topk(x, 1, allowed=allowed)[1][..., 0])
     for shape in ((batch,), (batch, 1), (batch, 5)):
         ids = rng.integers(0, classes, shape)
-        check_logprob(head.logprob(x, ids, mask), z, ids, scale, dtype)
+        check_log_prob(head.log_prob(x, ids, allowed), z, ids, scale, dtype)
     seeds = rng.integers(-(2**63), 2**63 - 1, batch)
-    check_sample(head.sample(x, seeds, mask), z, seeds, scale, dtype)
-    if mask is not None:
+    check_sample(head.sample(x, seeds, allowed), z, seeds, scale, dtype)
+    if allowed is not None:
         return
     target = rng.integers(0, classes, batch)
     for smoothing in (0.0, 0.1, 1.0):

@@ -128,5 +128,5 @@ class TestCuda:
         book = BOOKS["one block"]
         x, one = torch.randn(2, 60, device="cuda"), torch.ones((), device="cuda")
         ids = torch.tensor([61, 3], device="cuda")
-        logprobs, _, _ = ops.head_logprob(x, one, None, codebook_on("cuda", book), ids)
-        assert logprobs.isnan().tolist() == [True, False]
+        log_probs, _, _ = ops.head_log_prob(x, one, None, codebook_on("cuda", book), ids)
+        assert log_probs.isnan().tolist() == [True, False]

@@ -17,7 +17,7 @@ import pytest
 from cases import CASES, Case, check_head, expand, scale_of
 from hypothesis import given
 from hypothesis import strategies as st
-from reductions import check_argmax, check_logprob, check_topk, oracle
+from reductions import check_argmax, check_log_prob, check_topk, oracle
 from script import run
 
 from fixclf_infer import codebook, reference
@@ -93,22 +93,22 @@ def test_reductions(book: Codebook, kind: str) -> None:
     allowed[:, 7] = True
     z = oracle(x, rows, 9.5, head.bias)
     scale = scale_of(rows, 9.5, head.bias)
-    for mask in (None, allowed, np.packbits(allowed, axis=-1, bitorder="little")):
-        masked = z if mask is None else np.where(allowed, z, -np.inf)
+    for allowed in (None, allowed, np.packbits(allowed, axis=-1, bitorder="little")):
+        masked = z if allowed is None else np.where(allowed, z, -np.inf)
         for log_probabilities in (False, True):
-            got = head.topk(given_x, 5, log_probabilities=log_probabilities, allowed=mask)
+            got = head.topk(given_x, 5, log_probabilities=log_probabilities, allowed=allowed)
             check_topk(got, masked, 5, scale, "float32", log_probabilities)
-        check_argmax(head.argmax(given_x, allowed=mask), masked, scale, "float32")
+        check_argmax(head.argmax(given_x, allowed=allowed), masked, scale, "float32")
         ids = np.random.default_rng(2).integers(0, book.num_classes, (len(x), 3))
-        got = head.logprob(given_x, ids, allowed=mask)
+        got = head.log_prob(given_x, ids, allowed=allowed)
         picked = np.take_along_axis(masked, ids, -1)
-        logsumexp = head.topk(given_x, 1, allowed=mask)[2]
-        check_logprob((got, picked.astype(np.float32), logsumexp), masked, ids, scale, "float32")
+        logsumexp = head.topk(given_x, 1, allowed=allowed)[2]
+        check_log_prob((got, picked.astype(np.float32), logsumexp), masked, ids, scale, "float32")
     np.testing.assert_array_equal(
-        head.logprob(given_x, ids[:, 0]), head.logprob(given_x, ids)[:, 0]
+        head.log_prob(given_x, ids[:, 0]), head.log_prob(given_x, ids)[:, 0]
     )
-    lists = head.logprob(given_x, ids.tolist())
-    np.testing.assert_array_equal(lists, head.logprob(given_x, ids))
+    lists = head.log_prob(given_x, ids.tolist())
+    np.testing.assert_array_equal(lists, head.log_prob(given_x, ids))
 
 
 def test_bfloat16_of_ml_dtypes() -> None:
@@ -124,14 +124,14 @@ def test_bfloat16_of_ml_dtypes() -> None:
 def test_batches_and_threads_change_no_bit() -> None:
     head, before = head_of(BOOKS[2]), num_threads()
     x = features(BOOKS[2], 67)
-    whole, best = head.softmax(x), head.topk(x, 3)[0]
+    whole, best = head.predict_proba(x), head.topk(x, 3)[0]
     try:
         for threads in (1, 2, 3):
             set_num_threads(threads)
             assert num_threads() == threads
-            np.testing.assert_array_equal(head.softmax(x), whole)
+            np.testing.assert_array_equal(head.predict_proba(x), whole)
             for i in (0, 41, 66):
-                np.testing.assert_array_equal(head.softmax(x[i]), whole[i])
+                np.testing.assert_array_equal(head.predict_proba(x[i]), whole[i])
                 np.testing.assert_array_equal(head.topk(x[i], 3)[0], best[i])
     finally:
         set_num_threads(before)
@@ -197,7 +197,7 @@ def test_save_and_load(book: Codebook, bias: bool, tmp_path: Path) -> None:
     assert loaded.codebook.digest == book.digest
     assert (loaded.alpha, loaded.in_features) == (head.alpha, book.in_features)
     assert repr(loaded) == repr(head)
-    np.testing.assert_array_equal(loaded.softmax(features(book)), head.softmax(features(book)))
+    np.testing.assert_array_equal(loaded.predict_proba(features(book)), head.predict_proba(features(book)))
 
 
 def test_the_file_of_a_million_classes_is_small(tmp_path: Path) -> None:
@@ -486,12 +486,12 @@ def test_wrong_arguments() -> None:
         ("x has 63 features", ValueError, lambda: head.logits(x[:, :63])),
         ("k is 51, expected 1 to 50", ValueError, lambda: head.topk(x, 51)),
         ("k is 0, expected 1 to 50", ValueError, lambda: head.topk(x, 0)),
-        ("ids[1] is 50", ValueError, lambda: head.logprob(x, [0, 50, 0, -1])),
-        ("ids is float64, expected integers", TypeError, lambda: head.logprob(x, [0.5] * 4)),
+        ("ids[1] is 50", ValueError, lambda: head.log_prob(x, [0, 50, 0, -1])),
+        ("ids is float64, expected integers", TypeError, lambda: head.log_prob(x, [0.5] * 4)),
         ("allowed is float64 of 1 dimension(s)", ValueError,
          lambda: head.argmax(x, allowed=allowed.astype(float))),
-        ("mask has rows of 6 bytes", ValueError, lambda: head.argmax(x, allowed=allowed[:48])),
-        ("mask allows no class in row 0", ValueError, lambda: head.argmax(x, allowed=~allowed)),
+        ("allowed has rows of 6 bytes", ValueError, lambda: head.argmax(x, allowed=allowed[:48])),
+        ("allowed allows no class in row 0", ValueError, lambda: head.argmax(x, allowed=~allowed)),
         ("threads is -1, expected 0", ValueError, lambda: set_num_threads(-1)),
     ]:  # fmt: skip
         with pytest.raises(error) as caught:

@@ -458,7 +458,7 @@ NATIVE_REDUCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "topk": ("topk", {"k": 3}),
     "argmax": ("argmax", {}),
     "sample": ("sample", {"seeds": np.zeros(2, np.int64)}),
-    "logprob": ("logprob", {"ids": np.zeros(2, np.int64)}),
+    "log_prob": ("log_prob", {"ids": np.zeros(2, np.int64)}),
     "nll": ("nll", {"target": np.zeros(2, np.int64)}),
 }
 
@@ -487,12 +487,12 @@ def ids(*values: Any) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def mask(*shape: int, value: int = 255) -> np.ndarray:
+def allowed(*shape: int, value: int = 255) -> np.ndarray:
     return np.full(shape, value, np.uint8)
 
 
 ids_shape = "expected that of x without its last dimension"
-mask_row = "mask allows no class in row"
+mask_row = "allowed allows no class in row"
 REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "k = 0": ("topk", {"k": 0}, "k is 0, expected 1 to 12 for 12 classes"),
     "k negative": ("topk", {"k": -1}, "k is -1, expected 1 to 12"),
@@ -500,15 +500,15 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "k over C": ("topk", {"k": 13}, "k is 13, expected 1 to 12 for 12 classes"),
     "k huge": ("topk", {"k": 2**62}, "k is 4611686018427387904, expected 1 to 12"),
     # ids and targets: the first that is wrong
-    "an id over C": ("logprob", {"ids": ids(3, 12)}, r"ids\[1\] is 12, expected .* \[0, 12\)"),
-    "an id below 0": ("logprob", {"ids": ids(-1, 99)}, r"ids\[0\] is -1, expected a class in"),
+    "an id over C": ("log_prob", {"ids": ids(3, 12)}, r"ids\[1\] is 12, expected .* \[0, 12\)"),
+    "an id below 0": ("log_prob", {"ids": ids(-1, 99)}, r"ids\[0\] is -1, expected a class in"),
     "an id of many": (
-        "logprob",
+        "log_prob",
         {"ids": ids([1, 2, 3], [4, 5, -100])},
         r"ids\[1, 2\] is -100, expected a class in \[0, 12\)",
     ),
-    "an id beyond 32 bits": ("logprob", {"ids": ids(0, 2**32)}, r"ids\[1\] is 4294967296, exp"),
-    "an id of 64 bits": ("logprob", {"ids": ids(-(2**63), 0)}, r"ids\[0\] is -9223372036854775808"),
+    "an id beyond 32 bits": ("log_prob", {"ids": ids(0, 2**32)}, r"ids\[1\] is 4294967296, exp"),
+    "an id of 64 bits": ("log_prob", {"ids": ids(-(2**63), 0)}, r"ids\[0\] is -9223372036854775808"),
     "a target over C": ("nll", {"target": ids(11, 12)}, r"target\[1\] is 12, expected a class"),
     "a target below 0": ("nll", {"target": ids(-1, -2)}, r"target\[0\] is -1, expected a class"),
     "a target of -100 that is not ignored": (
@@ -518,15 +518,15 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a target beyond 32 bits": ("nll", {"target": ids(0, 2**32)}, r"target\[1\] is 4294967296"),
     # their shapes
-    "too few ids": ("logprob", {"ids": ids(1)}, rf"ids has shape .*1.*{ids_shape}, or with anoth"),
-    "too many ids": ("logprob", {"ids": ids(1, 2, 3)}, rf"ids has shape .*3.*{ids_shape}"),
-    "ids transposed": ("logprob", {"ids": np.zeros((3, 2), np.int64)}, rf"ids has .*{ids_shape}"),
+    "too few ids": ("log_prob", {"ids": ids(1)}, rf"ids has shape .*1.*{ids_shape}, or with anoth"),
+    "too many ids": ("log_prob", {"ids": ids(1, 2, 3)}, rf"ids has shape .*3.*{ids_shape}"),
+    "ids transposed": ("log_prob", {"ids": np.zeros((3, 2), np.int64)}, rf"ids has .*{ids_shape}"),
     "ids of three dimensions": (
-        "logprob",
+        "log_prob",
         {"ids": np.zeros((2, 1, 1), np.int64)},
         rf"ids has shape .*2, 1, 1.*{ids_shape}",
     ),
-    "an id without dimensions": ("logprob", {"ids": np.array(1)}, rf"ids has .*{ids_shape}"),
+    "an id without dimensions": ("log_prob", {"ids": np.array(1)}, rf"ids has .*{ids_shape}"),
     "too few targets": ("nll", {"target": ids(1)}, rf"target has shape .*1.*{ids_shape}"),
     "targets of two dimensions": ("nll", {"target": ids([1], [2])}, rf"target has .*{ids_shape}"),
     "too few seeds": ("sample", {"seeds": ids(1)}, rf"seeds has shape .*1.*{ids_shape}"),
@@ -541,25 +541,25 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         for value in (-0.1, 1.1, float("nan"), float("inf"))
     },
     # masks
-    "a short mask": ("argmax", {"mask": mask(1)}, "mask has rows of 1 bytes, expected 2 for 12 cl"),
-    "a long mask": ("argmax", {"mask": mask(12)}, "mask has rows of 12 bytes, expected 2 for 12"),
-    "an empty mask": ("argmax", {"mask": mask(0)}, "mask has rows of 0 bytes, expected 2 for 12"),
-    "a mask of other rows": ("argmax", {"mask": mask(3, 2)}, "mask has (3 rows|shape)"),
-    "a mask of no row": ("argmax", {"mask": mask(0, 2)}, "mask has (0 rows|shape)"),
-    "a mask of no class": ("argmax", {"mask": mask(2, value=0)}, f"{mask_row} 0, expected at leas"),
+    "a short allowed": ("argmax", {"allowed": allowed(1)}, "allowed has rows of 1 bytes, expected 2 for 12 cl"),
+    "a long allowed": ("argmax", {"allowed": allowed(12)}, "allowed has rows of 12 bytes, expected 2 for 12"),
+    "an empty allowed": ("argmax", {"allowed": allowed(0)}, "allowed has rows of 0 bytes, expected 2 for 12"),
+    "a mask of other rows": ("argmax", {"allowed": allowed(3, 2)}, "allowed has (3 rows|shape)"),
+    "a mask of no row": ("argmax", {"allowed": allowed(0, 2)}, "allowed has (0 rows|shape)"),
+    "a mask of no class": ("argmax", {"allowed": allowed(2, value=0)}, f"{mask_row} 0, expected at leas"),
     "a mask of no class for a row": (
         "topk",
-        {"mask": np.array([[0, 1], [0, 0]], np.uint8)},
+        {"allowed": np.array([[0, 1], [0, 0]], np.uint8)},
         f"{mask_row} 1, expected at least one",
     ),
     "a mask of bits beyond C": (
         "sample",
-        {"mask": np.array([[1, 0], [0, 0xF0]], np.uint8)},
+        {"allowed": np.array([[1, 0], [0, 0xF0]], np.uint8)},
         f"{mask_row} 1, expected at least one",
     ),
     "a mask of no class for log-probabilities": (
-        "logprob",
-        {"mask": mask(2, value=0)},
+        "log_prob",
+        {"allowed": allowed(2, value=0)},
         f"{mask_row} 0, expected at least one",
     ),
 }
@@ -612,11 +612,11 @@ def test_features_of_reductions(name: str) -> None:
             op(x, a, b, codebook, **rest)
     if name != "nll":
         meta = uint8(2).to("meta")
-        with pytest.raises(TORCH_ERRORS, match=r"mask is not on the CPU|mask.*meta|meta.*mask"):
-            op(x, alpha, bias, codebook, **rest, mask=meta)
+        with pytest.raises(TORCH_ERRORS, match=r"allowed is not on the CPU|allowed.*meta|meta.*allowed"):
+            op(x, alpha, bias, codebook, **rest, allowed=meta)
 
 
-@pytest.mark.parametrize("name", ["sample", "logprob", "nll"])
+@pytest.mark.parametrize("name", ["sample", "log_prob", "nll"])
 @pytest.mark.parametrize("dtype", ["int32", "float32", "float64", "bool", "uint8"])
 def test_ids_in_torch(name: str, dtype: str) -> None:
     """int64 alone: nothing is rounded to a class."""
@@ -625,7 +625,7 @@ def test_ids_in_torch(name: str, dtype: str) -> None:
         reduce_torch(name, **{key: np.ones(2, dtype)})
 
 
-@pytest.mark.parametrize("name", ["sample", "logprob", "nll"])
+@pytest.mark.parametrize("name", ["sample", "log_prob", "nll"])
 @pytest.mark.parametrize(
     "wrong", [np.array([1.5, 2.7]), np.array([np.nan, 0]), np.array(["1", "2"])], ids=str
 )
@@ -636,31 +636,31 @@ def test_ids_in_numpy(name: str, wrong: np.ndarray) -> None:
         reduce_native(name, **{key: wrong})
 
 
-@pytest.mark.parametrize("name", ["topk", "argmax", "sample", "logprob"])
+@pytest.mark.parametrize("name", ["topk", "argmax", "sample", "log_prob"])
 def test_masks_of_other_dtypes(name: str) -> None:
     for dtype in ("int8", "int64", "float32"):
-        with pytest.raises(TypeError, match="mask: "):
-            reduce_native(name, mask=np.ones(2, dtype))
-        with pytest.raises(TORCH_ERRORS, match=r"mask is a tensor of 1 dimension.* of Byte"):
-            reduce_torch(name, mask=np.ones(2, dtype))
+        with pytest.raises(TypeError, match="allowed: "):
+            reduce_native(name, allowed=np.ones(2, dtype))
+        with pytest.raises(TORCH_ERRORS, match=r"allowed is a tensor of 1 dimension.* of Byte"):
+            reduce_torch(name, allowed=np.ones(2, dtype))
     with pytest.raises(TORCH_ERRORS, match="expected packed bits: contiguous, of Byte"):
-        reduce_torch(name, mask=np.ones(12, bool))
-    with pytest.raises((ValueError, TypeError), match="mask"):
-        reduce_native(name, mask=np.ones(12, bool))
-    with pytest.raises(TORCH_ERRORS, match="mask is a tensor of 0 dimension"):
-        reduce_torch(name, mask=np.array(255, np.uint8))
-    with pytest.raises(ValueError, match="mask has no dimensions, expected packed bits"):
-        reduce_native(name, mask=np.array(255, np.uint8))
+        reduce_torch(name, allowed=np.ones(12, bool))
+    with pytest.raises((ValueError, TypeError), match="allowed"):
+        reduce_native(name, allowed=np.ones(12, bool))
+    with pytest.raises(TORCH_ERRORS, match="allowed is a tensor of 0 dimension"):
+        reduce_torch(name, allowed=np.array(255, np.uint8))
+    with pytest.raises(ValueError, match="allowed has no dimensions, expected packed bits"):
+        reduce_native(name, allowed=np.array(255, np.uint8))
 
 
 def test_masks_of_another_batch_shape() -> None:
     """As many rows as x in another shape is a mistake all the same."""
     x = np.ones((2, 3, 8), np.float32)
     for reduce in (reduce_native, reduce_torch):
-        reduce("argmax", x, mask=mask(2, 3, 2))
+        reduce("argmax", x, allowed=allowed(2, 3, 2))
         for shape in ((3, 2, 2), (6, 2), (1, 6, 2)):
-            with pytest.raises(TORCH_ERRORS, match="mask "):
-                reduce("argmax", x, mask=mask(*shape))
+            with pytest.raises(TORCH_ERRORS, match="allowed "):
+                reduce("argmax", x, allowed=allowed(*shape))
 
 
 def test_packing_of_masks() -> None:
@@ -670,7 +670,7 @@ def test_packing_of_masks() -> None:
         (torch.tensor(True), r"allowed is torch.bool of 0 dimension.*expected torch.bool"),
     ):
         with pytest.raises(ValueError, match=message):
-            ops.pack_mask(allowed)
+            ops.pack_allowed(allowed)
 
 
 REDUCTION_MODULES = {
@@ -682,11 +682,11 @@ REDUCTION_MODULES = {
     ),
     "an allowed too long": (
         lambda head, x: head.argmax(x, allowed=torch.ones(9, dtype=torch.bool)),
-        r"mask|allowed",
+        r"allowed|allowed",
     ),
     "nothing allowed": (
         lambda head, x: head.argmax(x, allowed=torch.zeros(4, dtype=torch.bool)),
-        r"mask allows no class in row 0",
+        r"allowed allows no class in row 0",
     ),
     "an id over C": (
         lambda head, x: head.log_prob(x, torch.tensor([0, 4])),
@@ -722,7 +722,7 @@ def test_backward_operator() -> None:
     x, alpha, one = torch.ones(2, 8), torch.tensor(2.0), torch.ones(2)
     inputs = (x, alpha, None, *ops.codebook_arguments(BOOK), True)
     backward, ids = torch.ops.fixclf.head_reduction_backward, torch.tensor([0, 1])
-    mask = ops.pack_mask(torch.ones(12, dtype=torch.bool))
+    allowed = ops.pack_allowed(torch.ones(12, dtype=torch.bool))
     backward(one, one, one, one, *inputs, ids)
     for a, b, c, lse, at, allowed, message in (
         (one[:1], one, one, one, ids, None, "softmax_grad has 1 elements of Float, expected 2 con"),
@@ -739,8 +739,8 @@ def test_backward_operator() -> None:
         (one, one, one[:1], one, ids, None, "uniform_grad has 1 elements of Float, expected 2"),
         (one, one, one, one[:1], ids, None, "logsumexp has 1 elements of Float, expected 2 cont"),
         (one, one, one, one, ids[:1], None, r"ids has shape \[1\], expected"),
-        (one, one, one, one, ids, mask, "uniform_grad is given, expected none with a mask"),
-        (one, one, None, one, ids, mask[:1], "mask has rows of 1 bytes, expected 2"),
+        (one, one, one, one, ids, allowed, "uniform_grad is given, expected none with a mask"),
+        (one, one, None, one, ids, allowed[:1], "allowed has rows of 1 bytes, expected 2"),
     ):
         with pytest.raises(TORCH_ERRORS, match=message):
             backward(a, b, c, lse, *inputs, at, allowed)

@@ -497,7 +497,7 @@ def test_opcheck(name: str, dtype: torch.dtype) -> None:
         (checks.head_topk, (3,)),
         (checks.head_argmax, ()),
         (checks.head_sample, (ids,)),
-        (checks.head_logprob, (ids,)),
+        (checks.head_log_prob, (ids,)),
         (checks.head_nll, (ids,)),
     ):
         torch.library.opcheck(op.default, (*common, *extra))

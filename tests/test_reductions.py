@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from reductions import (
     TorchHead,
     check_everything,
-    check_logprob,
+    check_log_prob,
     check_nll,
     check_sample,
     check_topk,
@@ -141,14 +141,14 @@ def test_any_codebook_data(
     rows = expand(book)[classes.start : classes.stop]
     z = oracle(x, rows, alpha, bias, normalize)
     scale = scale_for(x, rows, alpha, bias, normalize)
-    mask = None
+    allowed = None
     if masks != "none":
         shape = (len(classes),) if masks == "one" else z.shape
         allowed = random_mask(rng, shape, rng.choice([0.02, 0.5, 0.95]))
-        z, mask = reference.masked(z, allowed), pack(allowed)
+        z, allowed = reference.masked(z, allowed), pack(allowed)
     for make in makers(isa):
         head = make(book, alpha, bias, classes=classes, normalize=normalize)
-        check_everything(head, x, z, scale, rng, mask)
+        check_everything(head, x, z, scale, rng, allowed)
 
 
 @variants
@@ -168,19 +168,19 @@ def test_the_best_logits_are_those_of_the_map(
     np.testing.assert_array_equal(indices, want_ids)
     np.testing.assert_array_equal(values, want)
     ids = rng.integers(0, book.num_classes, (5, 9))
-    np.testing.assert_array_equal(head.logprob(x, ids)[1], np.take_along_axis(z, ids, -1))
+    np.testing.assert_array_equal(head.log_prob(x, ids)[1], np.take_along_axis(z, ids, -1))
 
 
 @variants
 def test_numpy_and_torch_give_the_same_bits(book: Codebook, rng: np.random.Generator) -> None:
     c = book.num_classes
-    mask = pack(random_mask(rng, (c,), 0.5))
+    allowed = pack(random_mask(rng, (c,), 0.5))
     for dtype in DTYPES:
         x, bias = random_rows(rng, 4, book.in_features, dtype), random_bias(rng, c, dtype)
         results = []
         for make in (native, TorchHead):
             head = make(book, 3.0, bias)
-            results.append([f(head, x, mask) for f in REDUCTIONS.values()])
+            results.append([f(head, x, allowed) for f in REDUCTIONS.values()])
         for a, b in zip(*results, strict=True):
             assert_same(a, b)
 
@@ -195,16 +195,16 @@ def ids_for(x: np.ndarray, step: int) -> np.ndarray:
 
 
 REDUCTIONS: dict[str, Callable[[Any, np.ndarray, Any], Any]] = {
-    "topk": lambda head, x, mask: head.topk(x, 3, False, mask),
-    "log-probabilities of topk": lambda head, x, mask: head.topk(x, 9, True, mask),
-    "argmax": lambda head, x, mask: head.argmax(x, mask),
-    "sample": lambda head, x, mask: head.sample(x, ids_for(x, 1000), mask),
-    "logprob": lambda head, x, mask: head.logprob(x, ids_for(x, 9), mask),
-    "logprob of several": lambda head, x, mask: head.logprob(
-        x, np.stack([ids_for(x, 9), ids_for(x, 5), ids_for(x, 9)], -1), mask
+    "topk": lambda head, x, allowed: head.topk(x, 3, False, allowed),
+    "log-probabilities of topk": lambda head, x, allowed: head.topk(x, 9, True, allowed),
+    "argmax": lambda head, x, allowed: head.argmax(x, allowed),
+    "sample": lambda head, x, allowed: head.sample(x, ids_for(x, 1000), allowed),
+    "log_prob": lambda head, x, allowed: head.log_prob(x, ids_for(x, 9), allowed),
+    "log_prob of several": lambda head, x, allowed: head.log_prob(
+        x, np.stack([ids_for(x, 9), ids_for(x, 5), ids_for(x, 9)], -1), allowed
     ),
-    "nll": lambda head, x, mask: head.nll(x, ids_for(x, 9)),
-    "smoothed nll": lambda head, x, mask: head.nll(x, ids_for(x, 9), 2, 0.2),
+    "nll": lambda head, x, allowed: head.nll(x, ids_for(x, 9)),
+    "smoothed nll": lambda head, x, allowed: head.nll(x, ids_for(x, 9), 2, 0.2),
 }
 reductions = pytest.mark.parametrize("reduce", REDUCTIONS.values(), ids=REDUCTIONS)
 
@@ -242,8 +242,8 @@ def test_no_ids_at_all(isa: str, rng: np.random.Generator) -> None:
     x = random_rows(rng, 3, 60, "float32")
     for make in makers(isa):
         head = make(VARIANTS["one block"], 4.0, None)
-        logprobs, logits, lse = head.logprob(x, np.empty((3, 0), np.int64))
-        assert logprobs.shape == logits.shape == (3, 0)
+        log_probs, logits, lse = head.log_prob(x, np.empty((3, 0), np.int64))
+        assert log_probs.shape == logits.shape == (3, 0)
         np.testing.assert_array_equal(lse, head.topk(x, 1)[2])
 
 
@@ -252,20 +252,20 @@ def test_repeated_ids_and_one_row_of_many(isa: str, rng: np.random.Generator) ->
     x = random_rows(rng, 2, 64, "float32")
     ids = np.tile([7, 99, 7, 0, 0, 7], (2, 300))
     for make in makers(isa):
-        logprobs, logits, _ = make(book, 4.0, None).logprob(x, ids)
-        few = make(book, 4.0, None).logprob(x, ids[:, :6])
-        np.testing.assert_array_equal(logprobs, np.tile(few[0], 300))
+        log_probs, logits, _ = make(book, 4.0, None).log_prob(x, ids)
+        few = make(book, 4.0, None).log_prob(x, ids[:, :6])
+        np.testing.assert_array_equal(log_probs, np.tile(few[0], 300))
         np.testing.assert_array_equal(logits, np.tile(few[1], 300))
 
 
 def test_inputs_are_left_alone(rng: np.random.Generator) -> None:
     book = VARIANTS["masked"]
-    x, mask = random_rows(rng, 4, 30, "float32"), pack(random_mask(rng, (150,), 0.5))
-    copies = x.copy(), mask.copy()
+    x, allowed = random_rows(rng, 4, 30, "float32"), pack(random_mask(rng, (150,), 0.5))
+    copies = x.copy(), allowed.copy()
     for make in (native, TorchHead):
         for reduce in REDUCTIONS.values():
-            reduce(make(book, 2.0, None), x, mask)
-    assert_same((x, mask), copies)
+            reduce(make(book, 2.0, None), x, allowed)
+    assert_same((x, allowed), copies)
 
 
 # Exact ties: the lowest class first.
@@ -357,13 +357,13 @@ def test_bits_beyond_the_classes(
 ) -> None:
     for c in (1, 7, 9, 61, 150):
         book = sylvester(30, c)
-        x, mask = random_rows(rng, 3, 30, "float32"), pack(random_mask(rng, (3, c), 0.5))
-        other = mask.copy()
+        x, allowed = random_rows(rng, 3, 30, "float32"), pack(random_mask(rng, (3, c), 0.5))
+        other = allowed.copy()
         other[:, -1] |= 0xFF << c % 8 & 0xFF if c % 8 else 0
         for make in makers(isa):
             head = make(book, 5.0, None)
             try:
-                want = reduce(head, x, mask)
+                want = reduce(head, x, allowed)
             except (ValueError, RuntimeError):
                 assert c < 9  # fewer classes than this asks for
                 continue
@@ -374,28 +374,28 @@ def test_every_single_class_allowed(isa: str, rng: np.random.Generator) -> None:
     """One class has all the probability; all others follow, lowest first."""
     book, c = VARIANTS["masked and negated"], 150
     x = np.repeat(random_rows(rng, 1, 30, "float32"), c, axis=0)
-    mask = pack(np.eye(c, dtype=bool))
+    allowed = pack(np.eye(c, dtype=bool))
     for make in makers(isa):
         head = make(book, 5.0, None)
-        values, indices, lse = head.topk(x, 4, True, mask)
+        values, indices, lse = head.topk(x, 4, True, allowed)
         others = np.array([[i for i in range(5) if i != own][:3] for own in range(c)])
         np.testing.assert_array_equal(indices, np.column_stack([np.arange(c), others]))
         np.testing.assert_array_equal(values, [[0, -np.inf, -np.inf, -np.inf]] * c)
-        np.testing.assert_array_equal(lse, head.logprob(x, np.arange(c))[1])
-        np.testing.assert_array_equal(head.argmax(x, mask), np.arange(c))
-        np.testing.assert_array_equal(head.sample(x, np.arange(c), mask), np.arange(c))
+        np.testing.assert_array_equal(lse, head.log_prob(x, np.arange(c))[1])
+        np.testing.assert_array_equal(head.argmax(x, allowed), np.arange(c))
+        np.testing.assert_array_equal(head.sample(x, np.arange(c), allowed), np.arange(c))
 
 
 def test_a_mask_of_all_classes_changes_no_bit(isa: str, rng: np.random.Generator) -> None:
     for book in VARIANTS.values():
-        x, mask = (
+        x, allowed = (
             random_rows(rng, 3, book.in_features, "float32"),
             pack(np.ones(book.num_classes, bool)),
         )
         for make in makers(isa):
             head = make(book, 5.0, None)
             for reduce in REDUCTIONS.values():
-                assert_same(reduce(head, x, mask), reduce(head, x, None))
+                assert_same(reduce(head, x, allowed), reduce(head, x, None))
 
 
 def test_forbidden_and_minus_infinite_classes_tie(isa: str, rng: np.random.Generator) -> None:
@@ -405,7 +405,7 @@ def test_forbidden_and_minus_infinite_classes_tie(isa: str, rng: np.random.Gener
     bias[np.flatnonzero(allowed)[2:]] = -np.inf
     rest = [i for i in range(c) if i not in np.flatnonzero(allowed)[:2]]
     for make in makers(isa):
-        values, indices, _ = make(book, 5.0, bias).topk(x, c, mask=pack(allowed))
+        values, indices, _ = make(book, 5.0, bias).topk(x, c, allowed=pack(allowed))
         np.testing.assert_array_equal(indices[:, 2:], [rest] * 2)
         assert np.isneginf(values[:, 2:]).all() and np.isfinite(values[:, :2]).all()
 
@@ -419,10 +419,10 @@ def test_bad_rows(isa: str, book: Codebook, dtype: str, rng: np.random.Generator
     n, c = book.in_features, book.num_classes
     x = random_rows(rng, 8, n, dtype)
     bad = {1: np.nan, 3: np.inf, 4: -np.inf, 7: np.nan}
-    mask = pack(random_mask(rng, (8, c), 0.6))
+    allowed = pack(random_mask(rng, (8, c), 0.6))
     for make in makers(isa):
         head = make(book, 4.0, None)
-        for given_mask in (None, mask):
+        for given_mask in (None, allowed):
             for reduce in REDUCTIONS.values():
                 clean, broken = x.copy(), x.copy()
                 for row, value in bad.items():
@@ -446,8 +446,8 @@ def test_bad_rows(isa: str, book: Codebook, dtype: str, rng: np.random.Generator
             assert len(set(indices[row])) == indices.shape[1]
         losses, _ = head.nll(broken, np.zeros(8, np.int64))
         assert np.isnan(losses[list(bad)]).all()
-        logprobs, logits, _ = head.logprob(broken, np.zeros((8, 2), np.int64))
-        assert np.isnan(logprobs[list(bad)]).all() and np.isnan(logits[list(bad)]).all()
+        log_probs, logits, _ = head.log_prob(broken, np.zeros((8, 2), np.int64))
+        assert np.isnan(log_probs[list(bad)]).all() and np.isnan(logits[list(bad)]).all()
         losses, lse = head.nll(broken, np.where(np.isin(np.arange(8), list(bad)), -100, 1))
         np.testing.assert_array_equal(losses[list(bad)], 0)  # ignored rows have no loss
         np.testing.assert_array_equal(lse[list(bad)], 0)
@@ -549,11 +549,11 @@ def test_neighbouring_classes_get_independent_noise() -> None:
     book, c = synthetic(16, 2**15, log2=4, blocks=2**11), 2**15
     winners = []
     for distance in (1, 2, 8, 256, 4096):
-        mask = np.zeros((200, c), bool)
+        allowed = np.zeros((200, c), bool)
         first = np.arange(200) * 17
-        mask[np.arange(200), first] = mask[np.arange(200), first + distance] = True
+        allowed[np.arange(200), first] = allowed[np.arange(200), first + distance] = True
         got = native(book, 0.0, None).sample(
-            np.ones((200, 16), np.float32), np.full(200, 5), pack(mask)
+            np.ones((200, 16), np.float32), np.full(200, 5), pack(allowed)
         )
         winners.append(int((got == first).sum()))
     assert all(60 < count < 140 for count in winners), winners
@@ -586,8 +586,8 @@ def test_invariance_in_numpy(
     rng = np.random.default_rng(3)
     n = book.in_features
     x = rng.standard_normal((37, n + 7)).astype(np.float32)[:, 3 : n + 3]
-    mask = pack(random_mask(rng, (book.num_classes,), 0.7))
-    for given_mask in (None, mask):
+    allowed = pack(random_mask(rng, (book.num_classes,), 0.7))
+    for given_mask in (None, allowed):
         head = native(book, 9.0, None)
         _native.set_num_threads(1)
         want = reduce(head, np.ascontiguousarray(x), given_mask)
@@ -620,14 +620,14 @@ def test_invariance_with_many_classes(
     x = rng.standard_normal((40, n + 3)).astype(np.float32)[:, 2 : n + 2]
     x = x[:32] if isa == "scalar" else x  # 32 rows and more share themselves
     head = native(book, 12.0, None)
-    for mask in (None, pack(few)) if name.startswith("±") else (None,):
+    for allowed in (None, pack(few)) if name.startswith("±") else (None,):
         _native.set_num_threads(1)
-        want = reduce(head, np.ascontiguousarray(x), mask)
+        want = reduce(head, np.ascontiguousarray(x), allowed)
         for threads in (1, 2, 3):
             _native.set_num_threads(threads)
             for rows in (np.s_[:1], np.s_[3::9]):
-                assert_same(reduce(head, x[rows], mask), rows_of(want, rows))
-        assert_same(reduce(head, x, mask), want)
+                assert_same(reduce(head, x[rows], allowed), rows_of(want, rows))
+        assert_same(reduce(head, x, allowed), want)
 
 
 @reductions
@@ -635,16 +635,16 @@ def test_invariance_in_torch(reduce: Callable[..., Any], torch_threads: None) ->
     rng = np.random.default_rng(5)
     for book in (VARIANTS["masked and negated"], MANY["±1 blocks of 64"]):
         n = book.in_features
-        mask = pack(random_mask(rng, (book.num_classes,), 0.7))
+        allowed = pack(random_mask(rng, (book.num_classes,), 0.7))
         for dtype in ("float32", "bfloat16"):
             x = rng.standard_normal((40, n + 3)).astype(NUMPY_DTYPES[dtype])[:, 2 : n + 2]
             head = TorchHead(book, 12.0, None)
             torch.set_num_threads(1)
-            want = reduce(head, np.ascontiguousarray(x), mask)
+            want = reduce(head, np.ascontiguousarray(x), allowed)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 for rows in (np.s_[:1], np.s_[3::8], np.s_[:]):
-                    assert_same(reduce(head, x[rows], mask), rows_of(want, rows))
+                    assert_same(reduce(head, x[rows], allowed), rows_of(want, rows))
 
 
 def block_logits(book: Codebook, x: np.ndarray) -> np.ndarray:
@@ -688,7 +688,7 @@ def test_many_classes(
         masked = reference.masked(z, allowed)
         got = first(head.topk(x, 100, True, pack(allowed)))
         check_topk(got, masked, 100, 12.0, "float32", True)
-        check_logprob(first(head.logprob(x, ids)), z, ids[:2], 12.0, "float32")
+        check_log_prob(first(head.log_prob(x, ids)), z, ids[:2], 12.0, "float32")
         check_sample(head.sample(x, target)[:2], z, target[:2], 12.0, "float32")
         check_nll(first(head.nll(x, target, 3, 0.1)), z, target[:2], 12.0, "float32", 3, 0.1)
         np.testing.assert_array_equal(head.argmax(x)[:2], head.topk(x[:2], 1)[1][:, 0])
@@ -973,12 +973,12 @@ def work(book, arguments):
     x = rng.standard_normal((8, 512)).astype(np.float32)
     head = native(book, 9.0, None)
     head.topk(x, 10); head.topk(x, 1024); head.argmax(x); head.nll(x, np.arange(8))
-    head.logprob(x, np.arange(8)); head.sample(x, np.arange(8))
+    head.log_prob(x, np.arange(8)); head.sample(x, np.arange(8))
     t, alpha = torch.from_numpy(x), torch.tensor(9.0, requires_grad=True)
     with torch.no_grad():
         ops.head_topk(t, alpha, None, arguments, 10)
         ops.head_argmax(t, alpha, None, arguments)
-        ops.head_logprob(t, alpha, None, arguments, torch.arange(8))
+        ops.head_log_prob(t, alpha, None, arguments, torch.arange(8))
         ops.head_sample(t, alpha, None, arguments, torch.arange(8))
     t.requires_grad_()
     losses, _ = ops.head_nll(t, alpha, None, arguments, torch.arange(8), label_smoothing=0.1)
@@ -1033,25 +1033,25 @@ def test_methods_of_the_module(kind: str, n: int, c: int, dtype: torch.dtype) ->
         # A dense product rounds N times, not log N: a wider scale for these.
         scale = scale_for(to_numpy(x), rows, 6.0, bias) * (4 if kind == "orthonormal" else 1)
         allowed = torch.from_numpy(random_mask(np.random.default_rng(1), (*shape, c), 0.6))
-        for mask in (None, allowed, ops.pack_mask(allowed), allowed[(0,) * len(shape)]):
+        for allowed in (None, allowed, ops.pack_allowed(allowed), allowed[(0,) * len(shape)]):
             restricted = z
-            if mask is not None:
-                restricted = reference.masked(z, allowed if mask.dim() > 1 else mask)
+            if allowed is not None:
+                restricted = reference.masked(z, allowed if allowed.dim() > 1 else allowed)
             for logs in (False, True):
-                got = head.topk(x, 3, log_probabilities=logs, allowed=mask)
+                got = head.topk(x, 3, log_probabilities=logs, allowed=allowed)
                 check_topk(tuple(map(to_numpy, got)), restricted, 3, scale, name, logs)
-            best = head.argmax(x, allowed=mask)
+            best = head.argmax(x, allowed=allowed)
             assert best.shape == shape and torch.equal(best, got[1][..., 0])
             ids = torch.randint(0, c, (*shape, 4))
-            logs = head.log_prob(x, ids, allowed=mask)
+            logs = head.log_prob(x, ids, allowed=allowed)
             lse = reference.logsumexp(restricted)
             want = np.take_along_axis(restricted, ids.numpy(), -1) - lse
             bound = 4 * (4 if dtype == torch.float64 else 1) * EPS[accumulation(name)]
             bound *= 2 * scale + np.log(c)
             assert_within(f"module's log-probabilities {name}", logs.detach(), want, bound)
-            one = head.log_prob(x, ids[..., 0].contiguous(), allowed=mask)
+            one = head.log_prob(x, ids[..., 0].contiguous(), allowed=allowed)
             assert torch.equal(one, logs[..., 0])
-            draws = head.sample(x, torch.Generator().manual_seed(1), allowed=mask)
+            draws = head.sample(x, torch.Generator().manual_seed(1), allowed=allowed)
             assert draws.shape == shape and draws.dtype == torch.int64
             assert np.isfinite(np.take_along_axis(restricted, draws.numpy()[..., None], -1)).all()
 
@@ -1109,8 +1109,8 @@ def op_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "topk": (ops_.head_topk, (3, True)),
         "argmax": (ops_.head_argmax, ()),
         "sample": (ops_.head_sample, (torch.arange(6).reshape(2, 3),)),
-        "logprob": (ops_.head_logprob, (torch.arange(6).reshape(2, 3),)),
-        "logprob of several": (ops_.head_logprob, (torch.arange(12).reshape(2, 3, 2) % 5,)),
+        "log_prob": (ops_.head_log_prob, (torch.arange(6).reshape(2, 3),)),
+        "log_prob of several": (ops_.head_log_prob, (torch.arange(12).reshape(2, 3, 2) % 5,)),
         "nll": (ops_.head_nll, (torch.arange(6).reshape(2, 3) % 5, 1, 0.1)),
     }
 
@@ -1130,8 +1130,8 @@ def test_opcheck(variant: str, name: str) -> None:
         inputs = (x, alpha, bias if has_bias else None, *arguments, True)
         torch.library.opcheck(op.default, (*inputs, *extra))
     if name != "nll":
-        mask = ops.pack_mask(torch.ones(2, 3, book.num_classes, dtype=torch.bool))
-        torch.library.opcheck(op.default, (*inputs, *extra), {"mask": mask})
+        allowed = ops.pack_allowed(torch.ones(2, 3, book.num_classes, dtype=torch.bool))
+        torch.library.opcheck(op.default, (*inputs, *extra), {"allowed": allowed})
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -1143,8 +1143,8 @@ def test_opcheck_of_the_backward_pass(bias: bool) -> None:
     target = torch.tensor([0, 149, 7])
     _, lse = torch.ops.fixclf.head_nll(*inputs, target)
     torch.library.opcheck(op, (torch.rand(3), torch.rand(3), torch.rand(3), lse, *inputs, target))
-    ids, mask = torch.tensor([[0, 1], [149, 3], [7, 7]]), ops.pack_mask(torch.rand(3, 150) < 0.9)
-    torch.library.opcheck(op, (torch.rand(3), torch.rand(3, 2), None, lse, *inputs, ids, mask))
+    ids, allowed = torch.tensor([[0, 1], [149, 3], [7, 7]]), ops.pack_allowed(torch.rand(3, 150) < 0.9)
+    torch.library.opcheck(op, (torch.rand(3), torch.rand(3, 2), None, lse, *inputs, ids, allowed))
 
 
 @pytest.mark.parametrize(
@@ -1178,7 +1178,7 @@ def test_compile(kind: str, n: int, c: int) -> None:
 def test_packing_round_trip() -> None:
     for n in WIDTHS:
         allowed = torch.rand(2, 3, n) < 0.5
-        np.testing.assert_array_equal(ops.pack_mask(allowed).numpy(), pack(allowed.numpy()))
+        np.testing.assert_array_equal(ops.pack_allowed(allowed).numpy(), pack(allowed.numpy()))
         x = torch.randn(2, n)
         packed = ops.pack_signs(x)
         assert packed.shape == (2, (n + 7) // 8) and packed.dtype == torch.uint8

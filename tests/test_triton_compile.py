@@ -67,7 +67,7 @@ else:
             "transform_kernel",
             "map_kernel",
             "statistics_kernel",
-            "logprob_kernel",
+            "log_prob_kernel",
             "topk_kernel",
             "topk_merge_kernel",
         }
@@ -95,7 +95,7 @@ else:
             assert values.shape == indices.shape == (batch, 5)
             assert indices.dtype == torch.int64 and logsumexp.shape == (batch,)
             assert operators.head_argmax(*head).shape == (batch,)
-            assert operators.head_logprob(*head, ids)[0].shape == (batch, 4)
+            assert operators.head_log_prob(*head, ids)[0].shape == (batch, 4)
             assert operators.hadamard_transform(moved[0]).shape == (batch, 512)
 
     def test_the_split_does_not_know_the_batch() -> None:

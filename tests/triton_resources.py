@@ -62,9 +62,9 @@ def _topk(k: int, *arguments: Any) -> Callable[[Any], Any]:
     return lambda op: op.head_topk(*head_arguments(*arguments), k)
 
 
-def _logprob(*arguments: Any) -> Callable[[Any], Any]:
+def _log_prob(*arguments: Any) -> Callable[[Any], Any]:
     ids = torch.empty(64, dtype=torch.int64, device="meta")
-    return lambda op: op.head_logprob(*head_arguments(*arguments), ids)
+    return lambda op: op.head_log_prob(*head_arguments(*arguments), ids)
 
 
 CASES: dict[str, Callable[[Any], Any]] = {
@@ -79,7 +79,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "softmax N512 C100000": _head(512, 100000),
     "top-5 N512 C100000": _topk(5, 512, 100000),
     "top-100 N2048 C1000": _topk(100, 2048, 1000),
-    "log-probability N512 C100000": _logprob(512, 100000),
+    "log-probability N512 C100000": _log_prob(512, 100000),
 }
 
 
@@ -93,7 +93,7 @@ def launches(case: str) -> list[tuple[Any, dict[str, Any]]]:
         recorded.append((kernel, arguments))
 
     plain = mock.Mock()
-    for name in ("hadamard_transform", "head", "head_topk", "head_logprob"):
+    for name in ("hadamard_transform", "head", "head_topk", "head_log_prob"):
         setattr(plain, name, getattr(operators, name)._init_fn)
     with mock.patch.object(operators, "launch", record):
         CASES[case](plain)

@@ -29,7 +29,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reductions import check_argmax, check_logprob, check_topk, oracle, pack, scale_for
+from reductions import check_argmax, check_log_prob, check_topk, oracle, pack, scale_for
 
 import fixclf_infer
 from fixclf_infer import ops, reference
@@ -99,14 +99,14 @@ class Head:
         dtype = getattr(torch, out) if out else None
         return self._run("head", x, epilogue=epilogue, dtype=dtype)
 
-    def topk(self, x: Any, k: int, log_probabilities: bool = False, mask: Any = None) -> Any:
-        return self._run("head_topk", x, k, log_probabilities=log_probabilities, mask=mask)
+    def topk(self, x: Any, k: int, log_probabilities: bool = False, allowed: Any = None) -> Any:
+        return self._run("head_topk", x, k, log_probabilities=log_probabilities, allowed=allowed)
 
-    def argmax(self, x: Any, mask: Any = None) -> np.ndarray:
-        return self._run("head_argmax", x, mask=mask)
+    def argmax(self, x: Any, allowed: Any = None) -> np.ndarray:
+        return self._run("head_argmax", x, allowed=allowed)
 
-    def logprob(self, x: Any, ids: np.ndarray, mask: Any = None) -> Any:
-        return self._run("head_logprob", x, ids, mask=mask)
+    def log_prob(self, x: Any, ids: np.ndarray, allowed: Any = None) -> Any:
+        return self._run("head_log_prob", x, ids, allowed=allowed)
 
 
 BOOKS = {
@@ -273,7 +273,7 @@ def test_extreme_rows(name: str, rng: np.random.Generator) -> None:
     assert np.isnan(values[6:]).all() and np.isnan(logsumexp[6:]).all()
     np.testing.assert_array_equal(indices[6:], [np.arange(min(c, 5))] * 3)
     np.testing.assert_array_equal(head.argmax(x)[6:], 0)
-    for part in head.logprob(x, np.full(9, c - 1)):
+    for part in head.log_prob(x, np.full(9, c - 1)):
         assert np.isfinite(part[:6]).all() and np.isnan(part[6:]).all()
 
 
@@ -337,11 +337,11 @@ def test_special_biases(name: str, rng: np.random.Generator) -> None:
         log_p = reference.log_softmax(z)
         np.testing.assert_allclose(head.map(x, 2), log_p, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(head.map(x, 1), np.exp(log_p), atol=1e-6)
-        np.testing.assert_allclose(head.logprob(x, ids)[0], log_p[:, :9], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(head.log_prob(x, ids)[0], log_p[:, :9], rtol=1e-5, atol=1e-5)
     for size in (1e30, -3e38):
         head = Head(book, 6.0, np.full(c, size, np.float32))
         np.testing.assert_allclose(head.topk(x, 5, True)[0], -np.log(c), rtol=1e-5)
-        np.testing.assert_allclose(head.logprob(x, ids)[0], -np.log(c), rtol=1e-5)
+        np.testing.assert_allclose(head.log_prob(x, ids)[0], -np.log(c), rtol=1e-5)
         np.testing.assert_allclose(head.map(x, 2), -np.log(c), rtol=1e-5)
 
 
@@ -354,19 +354,19 @@ def check_reductions(
     z: np.ndarray,
     scale: float,
     rng: np.random.Generator,
-    mask: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
     ks: tuple[int, ...] = (1, 6),
 ) -> None:
     dtype = "float32" if x.dtype.kind in "iu" else str(x.dtype)
     batch, classes = z.shape
     for k in sorted({min(k, classes) for k in ks}):
-        check_topk(head.topk(x, k, k > 1, mask), z, k, scale, dtype, k > 1)
-    best = head.argmax(x, mask)
+        check_topk(head.topk(x, k, k > 1, allowed), z, k, scale, dtype, k > 1)
+    best = head.argmax(x, allowed)
     check_argmax(best, z, scale, dtype)
-    np.testing.assert_array_equal(best, head.topk(x, 1, mask=mask)[1][..., 0])
+    np.testing.assert_array_equal(best, head.topk(x, 1, allowed=allowed)[1][..., 0])
     for shape in ((batch,), (batch, 3)):
         ids = rng.integers(0, classes, shape)
-        check_logprob(head.logprob(x, ids, mask), z, ids, scale, dtype)
+        check_log_prob(head.log_prob(x, ids, allowed), z, ids, scale, dtype)
 
 
 @books
@@ -375,12 +375,12 @@ def test_reductions(book: Codebook, masked: bool, rng: np.random.Generator) -> N
     c, rows = book.num_classes, expand(book)
     x, bias = random_rows(rng, 2, book.in_features), random_bias(rng, c)
     z, scale = oracle(x, rows, 6.0, bias), scale_for(x, rows, 6.0, bias)
-    mask = None
+    allowed = None
     if masked:
         allowed = rng.random(z.shape) < 0.3
         allowed[:, c // 2] = True
-        z, mask = reference.masked(z, allowed), pack(allowed)
-    check_reductions(Head(book, 6.0, bias), x, z, scale, rng, mask)
+        z, allowed = reference.masked(z, allowed), pack(allowed)
+    check_reductions(Head(book, 6.0, bias), x, z, scale, rng, allowed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -434,7 +434,7 @@ def test_the_best_logits_are_those_of_the_map(book: Codebook, rng: np.random.Gen
     np.testing.assert_array_equal(indices, want_ids)
     np.testing.assert_array_equal(values, want)
     ids = rng.integers(0, book.num_classes, (2, 4))
-    np.testing.assert_array_equal(head.logprob(x, ids)[1], np.take_along_axis(z, ids, -1))
+    np.testing.assert_array_equal(head.log_prob(x, ids)[1], np.take_along_axis(z, ids, -1))
 
 
 def test_masks_of_one_class_and_bits_beyond(rng: np.random.Generator) -> None:
@@ -443,14 +443,14 @@ def test_masks_of_one_class_and_bits_beyond(rng: np.random.Generator) -> None:
     own = np.array([0, 7, 77, 149])
     allowed = np.zeros((4, c), bool)
     allowed[np.arange(4), own] = True
-    mask = pack(allowed)
+    allowed = pack(allowed)
     head = Head(book, 5.0)
-    values, indices, lse = head.topk(x, 3, True, mask)
+    values, indices, lse = head.topk(x, 3, True, allowed)
     others = [[i for i in range(4) if i != each][:2] for each in own]
     np.testing.assert_array_equal(indices, np.column_stack([own, others]))
     np.testing.assert_array_equal(values, [[0, -np.inf, -np.inf]] * 4)
-    np.testing.assert_array_equal(lse, head.logprob(x, own)[1])
-    beyond = mask.copy()
+    np.testing.assert_array_equal(lse, head.log_prob(x, own)[1])
+    beyond = allowed.copy()
     beyond[:, -1] |= 0xC0
     for got, want in zip(head.topk(x, 3, True, beyond), (values, indices, lse), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -463,9 +463,9 @@ def test_ids_outside_are_nan(rng: np.random.Generator) -> None:
     """Ids are on the device: an error would have to wait for it."""
     head = Head(BOOKS["masked"], 5.0)
     ids = np.array([[3, -1, 150], [2**40, 149, 0]])
-    logprobs, logits, lse = head.logprob(random_rows(rng, 2, 30), ids)
+    log_probs, logits, lse = head.log_prob(random_rows(rng, 2, 30), ids)
     inside = np.array([[True, False, False], [False, True, True]])
-    np.testing.assert_array_equal(np.isnan(logprobs), ~inside)
+    np.testing.assert_array_equal(np.isnan(log_probs), ~inside)
     np.testing.assert_array_equal(np.isnan(logits), ~inside)
     assert np.isfinite(lse).all()
 
@@ -477,7 +477,7 @@ INVARIANT = {
     "logits": lambda head, x: head.map(x),
     "softmax": lambda head, x: head.map(x, Epilogue.SOFTMAX),
     "topk": lambda head, x: head.topk(x, 3, True),
-    "logprob": lambda head, x: head.logprob(x, np.full(len(x), 5)),
+    "log_prob": lambda head, x: head.log_prob(x, np.full(len(x), 5)),
 }
 
 
@@ -524,8 +524,8 @@ def test_shapes_of_the_batch(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(head.map(x[:, 0]), want[::2])
     for got, rows in zip(head.topk(x, 3), head.topk(block[:, :30].copy(), 3), strict=True):
         np.testing.assert_array_equal(got, rows.reshape(got.shape))
-    logprobs, _, lse = head.logprob(x, np.zeros((3, 2, 0), np.int64))
-    assert logprobs.shape == (3, 2, 0)
+    log_probs, _, lse = head.log_prob(x, np.zeros((3, 2, 0), np.int64))
+    assert log_probs.shape == (3, 2, 0)
     np.testing.assert_array_equal(lse, head.topk(x, 1)[2])
     for shape in ((0, 30), (2, 0, 30)):
         empty = np.empty(shape, np.float32)
@@ -536,7 +536,7 @@ def test_shapes_of_the_batch(rng: np.random.Generator) -> None:
             shape[:-1],
         ]
         assert head.argmax(empty).shape == shape[:-1]
-        assert head.logprob(empty, np.empty(shape[:-1], np.int64))[2].shape == shape[:-1]
+        assert head.log_prob(empty, np.empty(shape[:-1], np.int64))[2].shape == shape[:-1]
 
 
 def test_errors(rng: np.random.Generator) -> None:
@@ -550,14 +550,14 @@ def test_errors(rng: np.random.Generator) -> None:
         "bias has shape .3,., expected one element for each of 150": lambda: Head(
             book, 4.0, np.zeros(3, np.float32)
         ).map(x),
-        "mask has shape .18,., expected rows of 19 bytes": lambda: head.topk(
-            x, 2, mask=np.zeros(18, np.uint8)
+        "allowed has shape .18,., expected rows of 19 bytes": lambda: head.topk(
+            x, 2, allowed=np.zeros(18, np.uint8)
         ),
-        "mask has shape .3, 19., expected": lambda: head.topk(
-            x, 2, mask=np.zeros((3, 19), np.uint8)
+        "allowed has shape .3, 19., expected": lambda: head.topk(
+            x, 2, allowed=np.zeros((3, 19), np.uint8)
         ),
-        "ids has shape .3,., expected": lambda: head.logprob(x, np.zeros(3, np.int64)),
-        "ids is int32, expected int64": lambda: head.logprob(x, np.zeros(2, np.int32)),
+        "ids has shape .3,., expected": lambda: head.log_prob(x, np.zeros(3, np.int64)),
+        "ids is int32, expected int64": lambda: head.log_prob(x, np.zeros(2, np.int32)),
         "the order .* is 32768, more than the 16384": lambda: Head(
             synthetic(20000, 5, log2=15), 1.0
         ).map(np.zeros((1, 20000), np.float32)),
@@ -633,10 +633,10 @@ def test_gradients_of_reductions(name: str, masked: bool, rng: np.random.Generat
             arguments.append(torch.from_numpy(bias).to(device))
             for argument in arguments:
                 argument.requires_grad_()
-            mask = ops.pack_mask(torch.from_numpy(allowed)).to(device) if masked else None
+            allowed = ops.pack_allowed(torch.from_numpy(allowed)).to(device) if masked else None
             inputs = (*arguments, ops.CodebookArguments(*moved, geometry))
-            values, _, lse = ops.head_topk(*inputs, k, log_probabilities=masked, mask=mask)
-            at_ids = ops.head_logprob(*inputs, torch.from_numpy(ids).to(device), mask=mask)[0]
+            values, _, lse = ops.head_topk(*inputs, k, log_probabilities=masked, allowed=allowed)
+            at_ids = ops.head_log_prob(*inputs, torch.from_numpy(ids).to(device), allowed=allowed)[0]
             (values.sum() - lse.square().sum() + (at_ids * at_ids).sum()).backward()
             gradients.append([to_host(argument.grad) for argument in arguments])
     for got, want in zip(*gradients, strict=True):

@@ -1,6 +1,6 @@
 """Triton kernels of the fixed head: `torch.ops.fixclf_triton.*`.
 
-Read in this order: device.py (each step of the algorithm), transform.py, head.py, logprob.py,
+Read in this order: device.py (each step of the algorithm), transform.py, head.py, log_prob.py,
 topk.py (the kernels), problem.py (checks, and how classes are divided among programs), ops.py (the
 operators). docs/triton.md explains the whole. Importing this imports triton and torch.
 """

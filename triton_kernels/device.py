@@ -141,11 +141,11 @@ class Classes(NamedTuple):
     first_row: tl.tensor
     count: tl.tensor
     bias_ptr: tl.tensor
-    mask_ptr: tl.tensor
-    mask_stride: tl.tensor
+    allowed_ptr: tl.tensor
+    allowed_stride: tl.tensor
     rows: tl.tensor  # of the mask
     HAS_BIAS: tl.constexpr
-    HAS_MASK: tl.constexpr
+    HAS_ALLOWED: tl.constexpr
 
 
 # Features.
@@ -329,9 +329,9 @@ def logits_tile(features, factor, scale, blocks, classes, first_slot, NORMALIZE:
         bias = tl.load(classes.bias_ptr + index, mask=exists, other=0)
         z += bias[None, :]
     allowed = features.valid[:, None] & exists[None, :]
-    if classes.HAS_MASK:
+    if classes.HAS_ALLOWED:
         rows = classes.rows[:, None]
-        bits = bit_at(classes.mask_ptr, rows, index[None, :], classes.mask_stride, allowed)
+        bits = bit_at(classes.allowed_ptr, rows, index[None, :], classes.allowed_stride, allowed)
         # A row with a NaN among its features has no other logit.
         allowed = allowed & ((bits == 1) | (scale != scale)[:, None])
     return tl.where(allowed, z, float("-inf")), index, exists

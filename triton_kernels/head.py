@@ -5,7 +5,7 @@ then the epilogue, and writes them. Grid: row tiles × class tiles, the class ti
 that neighbours read the same rows of x.
 
 Softmax needs a sum over all classes. Where these are one tile it is a reduction of the tile; where
-they are several, `statistics_kernel` (logprob.py) has left the (max, sum) of each chunk of them,
+they are several, `statistics_kernel` (log_prob.py) has left the (max, sum) of each chunk of them,
 and every program merges these and computes its own logits again: two transforms cost less than
 writing and reading the logits.
 

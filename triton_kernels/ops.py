@@ -1,7 +1,7 @@
 """`torch.ops.fixclf_triton.*`: the operators of `torch.ops.fixclf` that have Triton kernels, with
 the same arguments; `torch.compile` sees the kernels in them.
 
-    hadamard_transform, head, head_topk, head_argmax, head_logprob, head_reduction_backward,
+    hadamard_transform, head, head_topk, head_argmax, head_log_prob, head_reduction_backward,
     project_adjoint
 
 Differences, all because nothing here waits for the device: an alpha that is not finite gives NaN or
@@ -26,7 +26,7 @@ from fixclf_infer.ops import derivatives
 from . import adjoint
 from .head import map_kernel
 from .launch import launch
-from .logprob import logprob_kernel, statistics_kernel
+from .log_prob import log_prob_kernel, statistics_kernel
 from .problem import (
     FLOATING,
     Head,
@@ -35,7 +35,7 @@ from .problem import (
     check_head,
     check_ids,
     check_k,
-    check_mask,
+    check_allowed,
     check_order,
     fail,
     log2,
@@ -118,7 +118,7 @@ class _Statistics:
 
 
 def _statistics(
-    head: Head, mask: dict[str, Any], ids: Tensor | None = None, logits: Tensor | None = None
+    head: Head, allowed: dict[str, Any], ids: Tensor | None = None, logits: Tensor | None = None
 ) -> _Statistics:
     """The statistics of every chunk; the logits at ids go to `logits`."""
     statistics = _Statistics(head)
@@ -127,7 +127,7 @@ def _statistics(
         triton.cdiv(head.batch, head.rows) * statistics.chunks,
         **head.data(),
         **head.constants(),
-        **mask,
+        **allowed,
         ids_ptr=head.alpha if ids is None else ids,
         logits_ptr=head.alpha if logits is None else logits,
         IDS_PER_ROW=0 if ids is None else ids.shape[1],
@@ -168,7 +168,7 @@ def head(
             "LOG2_CHUNKS": 0,
         }
         if problem.split.tiles > 1 and epilogue in (Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX):
-            sums = _statistics(problem, check_mask(problem, None)).arguments()
+            sums = _statistics(problem, check_allowed(problem, None)).arguments()
         launch(
             map_kernel,
             triton.cdiv(problem.batch, problem.rows) * problem.split.tiles,
@@ -183,10 +183,10 @@ def head(
 
 
 def _topk(
-    problem: Head, k: int, log_probabilities: bool, mask: Tensor | None, statistics: bool
+    problem: Head, k: int, log_probabilities: bool, allowed: Tensor | None, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     places = power_of_two(k)
-    arguments = check_mask(problem, mask)
+    arguments = check_allowed(problem, allowed)
     sums = _Statistics(problem, places, statistics)
     keys = problem.empty(sums.chunks, places, dtype=torch.int64)
     values = problem.empty(k if statistics else 0, dtype=torch.float32)
@@ -231,13 +231,13 @@ def head_topk(
     normalize: bool,
     k: int,
     log_probabilities: bool = False,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values and indices of the k largest logits, and logsumexp."""
     book = ops.Geometry(*geometry)
     check_k(book.class_end - book.class_begin, k)
     problem = check_head(x, alpha, bias, base, signs, geometry, normalize, power_of_two(k))
-    values, indices, logsumexp = _topk(problem, k, log_probabilities, mask, True)
+    values, indices, logsumexp = _topk(problem, k, log_probabilities, allowed, True)
     rows = problem.leading
     return values.view(*rows, k), indices.view(*rows, k), logsumexp.view(rows)
 
@@ -251,15 +251,15 @@ def head_argmax(
     signs: Tensor | None,
     geometry: list[int],
     normalize: bool,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """The class of the largest logit: top-1 without exponentials."""
     problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
-    return _topk(problem, 1, False, mask, False)[1].view(problem.leading)
+    return _topk(problem, 1, False, allowed, False)[1].view(problem.leading)
 
 
-@_operator("head_logprob")
-def head_logprob(
+@_operator("head_log_prob")
+def head_log_prob(
     x: Tensor,
     alpha: Tensor,
     bias: Tensor | None,
@@ -268,31 +268,31 @@ def head_logprob(
     geometry: list[int],
     normalize: bool,
     ids: Tensor,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and logits at ids, and logsumexp."""
     problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
     wanted = check_ids(problem, ids)
-    arguments = check_mask(problem, mask)
+    arguments = check_allowed(problem, allowed)
     each = wanted.shape[1]
     logits = problem.empty(each, dtype=torch.float32)
-    logprobs = torch.empty_like(logits)
+    log_probs = torch.empty_like(logits)
     logsumexp = problem.empty(dtype=torch.float32)
     if problem.batch > 0:
         statistics = _statistics(problem, arguments, wanted, logits)
         launch(
-            logprob_kernel,
+            log_prob_kernel,
             problem.batch,
             **statistics.arguments(),
             ids_ptr=wanted,
             logits_ptr=logits,
-            logprobs_ptr=logprobs,
+            log_probs_ptr=log_probs,
             logsumexp_ptr=logsumexp,
             IDS_PER_ROW=each,
             class_count=problem.classes,
             IDS=min(power_of_two(max(each, 1)), 1024),
         )
-    return logprobs.view(ids.shape), logits.view(ids.shape), logsumexp.view(problem.leading)
+    return log_probs.view(ids.shape), logits.view(ids.shape), logsumexp.view(problem.leading)
 
 
 @_operator("project_adjoint")
@@ -319,7 +319,7 @@ def head_reduction_backward(
     geometry: list[int],
     normalize: bool,
     ids: Tensor,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Wᵀ dz and Σ dz, dz as csrc/core/problem.h has it: `head` and `project_adjoint` for a range of
     classes after the other, so that no more than about 2^22 logits exist at a time."""
@@ -348,8 +348,8 @@ def head_reduction_backward(
         inside = (wanted >= begin) & (wanted < end)
         at = torch.where(inside, wanted - begin, 0)
         dz = dz.scatter_add(1, at, torch.where(inside, b, 0))
-        if mask is not None:
-            bits = mask[..., begin // 8 : (end + 7) // 8].reshape(-1, (end - begin + 7) // 8)
+        if allowed is not None:
+            bits = allowed[..., begin // 8 : (end + 7) // 8].reshape(-1, (end - begin + 7) // 8)
             dz = torch.where(ops.unpack_signs(bits, end - begin) < 0, dz, 0)
         dz = torch.where(counts, dz, 0)
         projected = projected + project_adjoint(dz, *shard)

@@ -303,25 +303,25 @@ def check_head(
     )
 
 
-def check_mask(head: Head, mask: Tensor | None) -> dict[str, Any]:
+def check_allowed(head: Head, allowed: Tensor | None) -> dict[str, Any]:
     """Kernel arguments of a class mask."""
-    if mask is None:
-        return {"mask_ptr": head.alpha, "mask_stride": 0, "HAS_MASK": False}
-    check_device(head.x, mask=mask)
-    check_dtype("mask", mask, torch.uint8)
+    if allowed is None:
+        return {"allowed_ptr": head.alpha, "allowed_stride": 0, "HAS_ALLOWED": False}
+    check_device(head.x, allowed=allowed)
+    check_dtype("allowed", allowed, torch.uint8)
     width = (head.classes + 7) // 8
-    if mask.dim() == 0 or mask.shape[-1] != width:
+    if allowed.dim() == 0 or allowed.shape[-1] != width:
         fail(
-            f"mask has shape {tuple(mask.shape)}, expected rows of {width} bytes for "
+            f"allowed has shape {tuple(allowed.shape)}, expected rows of {width} bytes for "
             f"{head.classes} classes"
         )
-    if mask.dim() > 1 and tuple(mask.shape[:-1]) != head.leading:
+    if allowed.dim() > 1 and tuple(allowed.shape[:-1]) != head.leading:
         fail(
-            f"mask has shape {tuple(mask.shape)}, expected [{width}] or "
+            f"allowed has shape {tuple(allowed.shape)}, expected [{width}] or "
             f"{[*head.leading, width]}, as many rows as x"
         )
-    stride = 0 if mask.dim() == 1 else width
-    return {"mask_ptr": mask.contiguous(), "mask_stride": stride, "HAS_MASK": True}
+    stride = 0 if allowed.dim() == 1 else width
+    return {"allowed_ptr": allowed.contiguous(), "allowed_stride": stride, "HAS_ALLOWED": True}
 
 
 def check_k(head_classes: int, k: int) -> None:

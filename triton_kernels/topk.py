@@ -43,13 +43,13 @@ def topk_kernel(
     bias_ptr,
     base_ptr,
     signs_ptr,
-    mask_ptr,
+    allowed_ptr,
     keys_ptr,
     tops_ptr,
     totals_ptr,
     batch,
     x_stride,
-    mask_stride,
+    allowed_stride,
     block_count,
     first_row,
     class_count,
@@ -65,7 +65,7 @@ def topk_kernel(
     CENTER_FROM: tl.constexpr,
     CENTER_OVER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
     K: tl.constexpr,
     PLACES: tl.constexpr,
     STATISTICS: tl.constexpr,
@@ -116,7 +116,7 @@ def topk_kernel(
                 LOG2_TILE,
             ),
             Classes(
-                first_row, class_count, bias_ptr, mask_ptr, mask_stride, rows, HAS_BIAS, HAS_MASK
+                first_row, class_count, bias_ptr, allowed_ptr, allowed_stride, rows, HAS_BIAS, HAS_ALLOWED
             ),
             first_slot + (chunk * TILES_PER_CHUNK + tile) * SLOTS,
             NORMALIZE,

@@ -36,9 +36,9 @@ struct HeadProblem {
   // sets it; infinity where nothing is known.
   double largest_logit = __builtin_huge_val();
   // Reductions only: z_i = -inf where bit i of a row is clear. [1 or B, ceil(M/8)], null: all.
-  const uint8_t* mask;
-  int64_t mask_rows;
-  int64_t mask_bytes;
+  const uint8_t* allowed;
+  int64_t allowed_rows;
+  int64_t allowed_bytes;
   Epilogue epilogue;
   // [B, M] for a map, dtype of x or exact. Reductions: TopK: values [B, k]. LogProb: [B, ids].
   // Nll: losses [B, 1]. All exact; unused by the others.
@@ -61,7 +61,7 @@ struct HeadProblem {
 // A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients
 // are all 0 has dz = 0 whatever it holds.
 struct ReductionBackwardProblem {
-  HeadProblem head;          // as it was; `ids`, `logsumexp` and `mask` hold what they held or got
+  HeadProblem head;          // as it was; `ids`, `logsumexp` and `allowed` hold what they held or got
   const void* softmax_grad;  // a: [B] exact
   const void* ids_grad;      // b: [B, ids_per_row] exact
   const void* uniform_grad;  // c: [B] exact; null: 0

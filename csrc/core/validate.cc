@@ -139,27 +139,27 @@ Status validate_epilogue(Epilogue epilogue) {
   );
 }
 
-Status validate_mask_shape(const HeadProblem& p) {
-  if (p.mask == nullptr) return {};
+Status validate_allowed_shape(const HeadProblem& p) {
+  if (p.allowed == nullptr) return {};
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
-  if (p.mask_bytes != (classes + 7) / 8)
-    return error("mask has rows of ", p.mask_bytes, " bytes, expected ", (classes + 7) / 8, " for ",
+  if (p.allowed_bytes != (classes + 7) / 8)
+    return error("allowed has rows of ", p.allowed_bytes, " bytes, expected ", (classes + 7) / 8, " for ",
                  classes, " classes");
-  if (p.mask_rows != 1 && p.mask_rows != p.x.rows)
-    return error("mask has ", p.mask_rows, " rows, expected 1 or ", p.x.rows, ", as many as x");
+  if (p.allowed_rows != 1 && p.allowed_rows != p.x.rows)
+    return error("allowed has ", p.allowed_rows, " rows, expected 1 or ", p.x.rows, ", as many as x");
   return {};
 }
 
-Status validate_mask(const HeadProblem& p) {
-  if (p.mask == nullptr) return {};
+Status validate_allowed(const HeadProblem& p) {
+  if (p.allowed == nullptr) return {};
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
-  for (int64_t r = 0; r < p.mask_rows; ++r) {
-    const uint8_t* row = p.mask + r * p.mask_bytes;
+  for (int64_t r = 0; r < p.allowed_rows; ++r) {
+    const uint8_t* row = p.allowed + r * p.allowed_bytes;
     int64_t i = 0;
     while (i < classes / 8 && row[i] == 0) ++i;
     if (i < classes / 8) continue;
     if (classes % 8 == 0 || (row[i] & ((1 << classes % 8) - 1)) == 0)
-      return error("mask allows no class in row ", r, ", expected at least one");
+      return error("allowed allows no class in row ", r, ", expected at least one");
   }
   return {};
 }
@@ -191,7 +191,7 @@ Status validate_out(const HeadProblem& p, DType dtype, int64_t columns) {
 
 Status validate_map(const HeadProblem& p) {
   const DType exact = accumulation_dtype(p.x.dtype);
-  if (p.mask != nullptr) return error("mask is given, but only reductions of the logits take one");
+  if (p.allowed != nullptr) return error("allowed is given, but only reductions of the logits take one");
   if (p.out.dtype != exact && p.out.dtype != p.x.dtype)
     return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(exact),
                  !is_floating(p.x.dtype) || p.x.dtype == exact
@@ -203,7 +203,7 @@ Status validate_map(const HeadProblem& p) {
 }
 
 Status validate_reduction(const HeadProblem& p) {
-  if (Status status = validate_mask_shape(p); !status.ok()) return status;
+  if (Status status = validate_allowed_shape(p); !status.ok()) return status;
   const DType exact = accumulation_dtype(p.x.dtype);
   const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
   switch (p.epilogue) {
@@ -216,7 +216,7 @@ Status validate_reduction(const HeadProblem& p) {
     case Epilogue::kLogProb:
       return validate_out(p, exact, p.ids_per_row);
     case Epilogue::kNll:
-      if (p.mask != nullptr) return error("mask is given, but the loss is over all classes");
+      if (p.allowed != nullptr) return error("allowed is given, but the loss is over all classes");
       if (Status status = validate_label_smoothing(p); !status.ok()) return status;
       return validate_out(p, exact, 1);
     default:
@@ -234,7 +234,7 @@ Status validate_shapes(const HeadProblem& p) {
 
 Status validate(const HeadProblem& p) {
   if (Status status = validate_shapes(p); !status.ok()) return status;
-  if (Status status = validate_mask(p); !status.ok()) return status;
+  if (Status status = validate_allowed(p); !status.ok()) return status;
   if (p.epilogue == Epilogue::kLogProb) return validate_ids(p, "ids");
   if (p.epilogue == Epilogue::kNll) return validate_ids(p, "target");
   return {};
@@ -243,7 +243,7 @@ Status validate(const HeadProblem& p) {
 Status validate(const ReductionBackwardProblem& p) {
   const HeadProblem& head = p.head;
   if (Status status = validate_inputs(head); !status.ok()) return status;
-  if (Status status = validate_mask_shape(head); !status.ok()) return status;
+  if (Status status = validate_allowed_shape(head); !status.ok()) return status;
   if (p.projected.columns != head.codebook.features)
     return error("the output has ", p.projected.columns, " columns, expected ",
                  head.codebook.features);

@@ -175,8 +175,8 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           z.scale = static_cast<Real>(sign * stretch * scales[t]);
           z.bias = p.has_bias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
           if (kAddend == kMasked)
-            z.mask = p.mask + (p.mask_rows == 1 ? 0 : (row + t) * p.mask_bytes);
-          z.mask_bits = cb.class_end - cb.class_begin;
+            z.allowed = p.allowed + (p.allowed_rows == 1 ? 0 : (row + t) * p.allowed_bytes);
+          z.allowed_bits = cb.class_end - cb.class_begin;
           z.first_class = first_class;
           z.count = length;
           Real* db = bias_grad == nullptr ? nullptr : bias_grad + first_class;

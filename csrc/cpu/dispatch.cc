@@ -9,22 +9,8 @@
 
 namespace fixclf {
 
-// Rows of isa.def for other architectures vanish.
-#define FIXCLF_ARCH_any(...) __VA_ARGS__
-#if defined(__x86_64__)
-#define FIXCLF_ARCH_x86_64(...) __VA_ARGS__
-#else
-#define FIXCLF_ARCH_x86_64(...)
-#endif
-#if defined(__aarch64__)
-#define FIXCLF_ARCH_aarch64(...) __VA_ARGS__
-#else
-#define FIXCLF_ARCH_aarch64(...)
-#endif
-
-#define FIXCLF_ISA(name, arch, supported, flags) \
-  FIXCLF_ARCH_##arch(extern const KernelTable kernels_##name;)
-#include "cpu/isa.def"
+#define FIXCLF_ISA(name, arch, supported, flags) extern const KernelTable kernels_##name;
+#include "isas.def"
 #undef FIXCLF_ISA
 
 namespace cpu {
@@ -37,9 +23,8 @@ struct Isa {
 
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
-#define FIXCLF_ISA(name, arch, supported, flags) \
-  FIXCLF_ARCH_##arch({&kernels_##name, static_cast<bool>(supported)}, )
-#include "cpu/isa.def"
+#define FIXCLF_ISA(name, arch, supported, flags) {&kernels_##name, static_cast<bool>(supported)},
+#include "isas.def"
 #undef FIXCLF_ISA
   };
   return all;

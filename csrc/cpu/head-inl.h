@@ -53,14 +53,14 @@ FIXCLF_INLINE int64_t class_of(const Codebook& cb, int64_t block) {
 }
 
 // Whether the mask has a bit among [first, first + count).
-FIXCLF_INLINE bool any_allowed(const uint8_t* mask, int64_t first, int64_t count) {
+FIXCLF_INLINE bool any_allowed(const uint8_t* allowed, int64_t first, int64_t count) {
   const int64_t last = first + count - 1;
   if (first / 8 == last / 8)
-    return (mask[first / 8] >> first % 8 & ((2 << (last - first)) - 1)) != 0;
-  if (mask[first / 8] >> first % 8 != 0) return true;
+    return (allowed[first / 8] >> first % 8 & ((2 << (last - first)) - 1)) != 0;
+  if (allowed[first / 8] >> first % 8 != 0) return true;
   for (int64_t byte = first / 8 + 1; byte < last / 8; ++byte)
-    if (mask[byte] != 0) return true;
-  return (mask[last / 8] & ((2 << last % 8) - 1)) != 0;
+    if (allowed[byte] != 0) return true;
+  return (allowed[last / 8] & ((2 << last % 8) - 1)) != 0;
 }
 
 // Rows [row, row + count), count <= kRowTile, on one thread. Several blocks: the rows share each
@@ -101,12 +101,12 @@ class HeadTile {
   FIXCLF_INLINE void add_block(int pass, int64_t block, int t, Epilogue& epilogue) {
     const Codebook& cb = p_.codebook;
     Real* a = staged_ + t * room_;
-    const uint8_t* mask = nullptr;
+    const uint8_t* allowed = nullptr;
     if (kAddend == kMasked) {
-      mask = p_.mask + (p_.mask_rows == 1 ? 0 : rows_[t]) * p_.mask_bytes;
+      allowed = p_.allowed + (p_.allowed_rows == 1 ? 0 : rows_[t]) * p_.allowed_bytes;
       bool any = epilogue.needs_forbidden();
       for_segments(cb, block, [&](int64_t first_class, int, int64_t, int64_t classes) {
-        any = any || any_allowed(mask, first_class, classes);
+        any = any || any_allowed(allowed, first_class, classes);
       });
       if (!any) return;
     }
@@ -121,8 +121,8 @@ class HeadTile {
       segment.y = y_ + row0;
       segment.scale = static_cast<Real>(sign * stretch_ * scales_[t]);
       segment.bias = p_.has_bias ? static_cast<const Real*>(p_.bias) + first_class : nullptr;
-      segment.mask = mask;
-      segment.mask_bits = cb.class_end - cb.class_begin;
+      segment.allowed = allowed;
+      segment.allowed_bits = cb.class_end - cb.class_begin;
       segment.first_class = first_class;
       segment.count = classes;
       segment.codelet = open_ ? loader_.codelet : -1;

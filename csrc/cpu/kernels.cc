@@ -57,7 +57,7 @@ auto with_map(const HeadProblem& p, F f) {
 }
 template <class V, template <class> class Reduction, class F>
 auto with_reduction(const HeadProblem& p, F f) {
-  if (p.mask != nullptr) return f(Head<V, Reduction<V>, kMasked>());
+  if (p.allowed != nullptr) return f(Head<V, Reduction<V>, kMasked>());
   return p.has_bias ? f(Head<V, Reduction<V>, kBias>()) : f(Head<V, Reduction<V>, kNothing>());
 }
 template <class V, class F>
@@ -150,7 +150,7 @@ template <class V>
 void reduction_backward_of(const ReductionBackwardProblem& p, const ReductionBackwardPart& part,
                            void* scratch) {
   using Real = typename V::Real;
-  const auto kernel = p.head.mask != nullptr ? reduction_backward_part<V, kMasked>
+  const auto kernel = p.head.allowed != nullptr ? reduction_backward_part<V, kMasked>
                       : p.head.has_bias      ? reduction_backward_part<V, kBias>
                                              : reduction_backward_part<V, kNothing>;
   kernel(p, part.row_begin, part.row_end, part.first_block, part.last_block,

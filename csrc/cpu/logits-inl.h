@@ -30,8 +30,8 @@ struct Segment {
   Real* y;  // may be overwritten, with whole vectors of room: `room` says where to
   Real scale;
   const Real* bias;     // of the first class of this segment
-  const uint8_t* mask;  // of the row
-  int64_t mask_bits;
+  const uint8_t* allowed;  // of the row
+  int64_t allowed_bits;
   int64_t first_class;  // of the classes computed
   int64_t count;
   // Where the epilogue may keep one value a class from one pass to the next; null when the segment
@@ -88,7 +88,7 @@ struct Segment {
       }
       if (kExponential) v = exp2<V>(v);
       if (kAddend == kMasked)
-        v = V::where(bits_from<V>(mask, first_class + i, mask_bits), v,
+        v = V::where(bits_from<V>(allowed, first_class + i, allowed_bits), v,
                      V::set(kExponential ? 0 : kLowest));
       v = lanes.keep(v, filler);
       if (kExponential) sum.part += v;
@@ -136,7 +136,7 @@ struct Segment {
   // z[i], bit for bit as for_logits computes it.
   FIXCLF_INLINE Real at(int64_t i) const {
     const int64_t bit = first_class + i;
-    if (kAddend == kMasked && (mask[bit / 8] >> bit % 8 & 1) == 0) return kLowest;
+    if (kAddend == kMasked && (allowed[bit / 8] >> bit % 8 & 1) == 0) return kLowest;
     const F value = V::set(y[i]), factor = V::set(scale);
     return (kAddend != kNothing && bias != nullptr ? V::fma(value, factor, V::set(bias[i]))
                                                    : value * factor)[0];
@@ -177,10 +177,10 @@ __attribute__((noinline)) bool may_hold_nan(const HeadProblem& p, int64_t begin,
 template <class V>
 int64_t first_nan(const HeadProblem& p, int64_t row, int64_t begin, int64_t end) {
   const auto* bias = static_cast<const typename V::Real*>(p.bias);
-  const uint8_t* mask =
-      p.mask == nullptr ? nullptr : p.mask + (p.mask_rows == 1 ? 0 : row) * p.mask_bytes;
+  const uint8_t* allowed =
+      p.allowed == nullptr ? nullptr : p.allowed + (p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes;
   for (int64_t i = begin; i < end; ++i)
-    if (is_nan(bias[i]) && (mask == nullptr || (mask[i / 8] >> i % 8 & 1) != 0)) return i;
+    if (is_nan(bias[i]) && (allowed == nullptr || (allowed[i / 8] >> i % 8 & 1) != 0)) return i;
   return end;
 }
 

@@ -116,14 +116,14 @@ struct RowGradient {
   __device__ void at_ids(const HeadArguments& head, int64_t row, int block, Body body) const {
     const HeadProblem& p = head.p;
     const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
-    const uint8_t* mask =
-        p.mask == nullptr ? nullptr : p.mask + (p.mask_rows == 1 ? 0 : row) * p.mask_bytes;
+    const uint8_t* allowed =
+        p.allowed == nullptr ? nullptr : p.allowed + (p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes;
     for_halves(p.codebook, block, [&](int first_class, int sign) {
 #pragma unroll 1
       for (int m = 0; m < count; ++m) {
         const int64_t id = ids[m], i = id - first_class;
         if (id < 0 || id >= classes || i < 0 || i >= head.layout.width) continue;
-        if (mask != nullptr && (mask[id / 8] >> id % 8 & 1) == 0) continue;
+        if (allowed != nullptr && (allowed[id / 8] >> id % 8 & 1) == 0) continue;
         body(static_cast<int>(i), id, sign, ids_grad[m]);
       }
     });

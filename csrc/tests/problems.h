@@ -323,16 +323,16 @@ void test_head(const Run& run) {
 // Every reduction of one problem, on buffers of their exact sizes.
 struct Reductions {
   HeadProblem common{};
-  Buffer values, topk_lse, logprobs, logits, logprob_lse, losses, nll_lse;
+  Buffer values, topk_lse, log_probs, logits, log_prob_lse, losses, nll_lse;
   std::vector<int64_t> topk, argmax, sample, ids, targets, seeds;
 
   Reductions(const HeadProblem& p, int64_t k, int64_t ids_per_row)
       : common(p),
         values(exact(), p.x.rows * k),
         topk_lse(exact(), p.x.rows),
-        logprobs(exact(), p.x.rows * ids_per_row),
+        log_probs(exact(), p.x.rows * ids_per_row),
         logits(exact(), p.x.rows * ids_per_row),
-        logprob_lse(exact(), p.x.rows),
+        log_prob_lse(exact(), p.x.rows),
         losses(exact(), p.x.rows),
         nll_lse(exact(), p.x.rows),
         topk(static_cast<size_t>(p.x.rows * k)),
@@ -370,11 +370,11 @@ struct Reductions {
     ok = head(p).ok() && ok;
     p.epilogue = Epilogue::kLogProb;
     p.ids = ids.data();
-    p.out = {logprobs.data(), exact(), rows, p.ids_per_row, p.ids_per_row};
+    p.out = {log_probs.data(), exact(), rows, p.ids_per_row, p.ids_per_row};
     p.logits = logits.data();
-    p.logsumexp = logprob_lse.data();
+    p.logsumexp = log_prob_lse.data();
     ok = head(p).ok() && ok;
-    if (p.mask != nullptr) return ok;
+    if (p.allowed != nullptr) return ok;
     p.epilogue = Epilogue::kNll;
     p.ids = targets.data();
     p.ids_per_row = 1;
@@ -385,8 +385,8 @@ struct Reductions {
 };
 
 bool allowed(const HeadProblem& p, int64_t row, int64_t i) {
-  if (p.mask == nullptr) return true;
-  return p.mask[(p.mask_rows == 1 ? 0 : row) * p.mask_bytes + i / 8] >> i % 8 & 1;
+  if (p.allowed == nullptr) return true;
+  return p.allowed[(p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes + i / 8] >> i % 8 & 1;
 }
 
 bool near(double got, double want) {
@@ -413,19 +413,19 @@ void test_reductions(const Run& run) {
   p.bias_length = c.shard();
   p.bias_dtype = exact;
   if (!p.has_bias) biases.clear();
-  p.mask_rows = coin() ? 1 : x.rows;
-  p.mask_bytes = (c.shard() + 7) / 8;
-  std::vector<uint8_t> mask(static_cast<size_t>(p.mask_rows * p.mask_bytes));
+  p.allowed_rows = coin() ? 1 : x.rows;
+  p.allowed_bytes = (c.shard() + 7) / 8;
+  std::vector<uint8_t> allowed(static_cast<size_t>(p.allowed_rows * p.allowed_bytes));
   if (coin()) {
     const int density = static_cast<int>(pick(0, 8));
-    for (int64_t r = 0; r < p.mask_rows; ++r) {
-      for (int64_t i = 0; i < p.mask_bytes; ++i)
+    for (int64_t r = 0; r < p.allowed_rows; ++r) {
+      for (int64_t i = 0; i < p.allowed_bytes; ++i)
         for (int bit = 0; bit < 8; ++bit)
-          mask[r * p.mask_bytes + i] |= static_cast<uint8_t>((pick(0, 8) < density) << bit);
+          allowed[r * p.allowed_bytes + i] |= static_cast<uint8_t>((pick(0, 8) < density) << bit);
       const int64_t one = pick(0, c.shard() - 1);
-      mask[r * p.mask_bytes + one / 8] |= static_cast<uint8_t>(1 << one % 8);
+      allowed[r * p.allowed_bytes + one / 8] |= static_cast<uint8_t>(1 << one % 8);
     }
-    p.mask = mask.data();
+    p.allowed = allowed.data();
   }
   Reductions got(p, pick(1, std::min<int64_t>(c.shard(), 40)), pick(1, 4));
   if (!CHECK(got.run(run))) return;
@@ -440,7 +440,7 @@ void test_reductions(const Run& run) {
     for (double v : z) top = std::max(top, v);
     for (double v : z) sum += std::exp(v - top);
     const double lse = top + std::log(sum);
-    CHECK(near(got.topk_lse.get(r), lse) && near(got.logprob_lse.get(r), lse));
+    CHECK(near(got.topk_lse.get(r), lse) && near(got.log_prob_lse.get(r), lse));
     auto sorted = z;
     std::sort(sorted.begin(), sorted.end(), [](double a, double b) { return a > b; });
     std::vector<bool> seen(z.size());
@@ -457,9 +457,9 @@ void test_reductions(const Run& run) {
     for (int64_t i = 0; i < got.common.ids_per_row; ++i) {
       const int64_t at = r * got.common.ids_per_row + i;
       CHECK(near(got.logits.get(at), z[got.ids[at]]));
-      CHECK(near(got.logprobs.get(at), z[got.ids[at]] - lse));
+      CHECK(near(got.log_probs.get(at), z[got.ids[at]] - lse));
     }
-    if (p.mask != nullptr) continue;
+    if (p.allowed != nullptr) continue;
     const double eps = got.common.label_smoothing;
     const double loss = got.targets[r] < 0 ? 0 : lse - (1 - eps) * z[got.targets[r]] - eps * mean;
     CHECK(near(got.losses.get(r), loss));
@@ -475,22 +475,22 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   const int64_t rows = pick(1, most_rows), n = c.cb.features, each = pick(0, 3);
   const bool masked = pick(0, 2) == 0, uniform = !masked && coin();
   Features x(dtype, rows, n, 1);
-  Buffer bias(exact, c.shard()), logprobs(exact, rows * each), logits(exact, rows * each);
+  Buffer bias(exact, c.shard()), log_probs(exact, rows * each), logits(exact, rows * each);
   Buffer lse(exact, rows), softmax_grad(exact, rows), ids_grad(exact, rows * each);
   Buffer uniform_grad(exact, rows), projected(exact, rows * n), bias_grad(exact, c.shard());
   std::vector<double> biases;
   for (int64_t i = 0; i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
   std::vector<int64_t> ids(static_cast<size_t>(rows * each));
   for (auto& id : ids) id = pick(0, c.shard() - 1);
-  const int64_t mask_bytes = (c.shard() + 7) / 8, mask_rows = coin() ? 1 : rows;
-  std::vector<uint8_t> mask(static_cast<size_t>(mask_rows * mask_bytes));
-  for (int64_t r = 0; r < mask_rows; ++r) {
+  const int64_t allowed_bytes = (c.shard() + 7) / 8, allowed_rows = coin() ? 1 : rows;
+  std::vector<uint8_t> allowed(static_cast<size_t>(allowed_rows * allowed_bytes));
+  for (int64_t r = 0; r < allowed_rows; ++r) {
     for (int64_t i = 0; i < c.shard(); ++i)
-      mask[r * mask_bytes + i / 8] |= static_cast<uint8_t>(coin() << i % 8);
-    mask[r * mask_bytes] |= 1;
+      allowed[r * allowed_bytes + i / 8] |= static_cast<uint8_t>(coin() << i % 8);
+    allowed[r * allowed_bytes] |= 1;
   }
   const auto allowed = [&](int64_t r, int64_t i) {
-    return !masked || (mask[(mask_rows == 1 ? 0 : r) * mask_bytes + i / 8] >> i % 8 & 1) != 0;
+    return !masked || (allowed[(allowed_rows == 1 ? 0 : r) * allowed_bytes + i / 8] >> i % 8 & 1) != 0;
   };
   ReductionBackwardProblem p{};
   p.head.codebook = c.cb;
@@ -502,14 +502,14 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   p.head.bias_length = c.shard();
   p.head.bias_dtype = exact;
   if (masked) {
-    p.head.mask = mask.data();
-    p.head.mask_rows = mask_rows;
-    p.head.mask_bytes = mask_bytes;
+    p.head.allowed = allowed.data();
+    p.head.allowed_rows = allowed_rows;
+    p.head.allowed_bytes = allowed_bytes;
   }
   p.head.epilogue = Epilogue::kLogProb;
   p.head.ids = ids.data();
   p.head.ids_per_row = each;
-  p.head.out = {logprobs.data(), exact, rows, each, each};
+  p.head.out = {log_probs.data(), exact, rows, each, each};
   p.head.logits = logits.data();
   p.head.logsumexp = lse.data();
   if (!CHECK(run(p.head).ok())) return;

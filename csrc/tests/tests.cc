@@ -80,13 +80,13 @@ void test_chunks() {
   p.alpha = 7;
   p.normalize = true;
   const int64_t classes = cb.class_end - cb.class_begin;
-  std::vector<uint8_t> mask(static_cast<size_t>((classes + 7) / 8));
+  std::vector<uint8_t> allowed(static_cast<size_t>((classes + 7) / 8));
   for (auto& byte : mask) byte = pick(0, 50) == 0 ? 0x42 : 0;
-  mask[3] = 1;
+  allowed[3] = 1;
   if (coin()) {
-    p.mask = mask.data();
-    p.mask_rows = 1;
-    p.mask_bytes = static_cast<int64_t>(mask.size());
+    p.allowed = allowed.data();
+    p.allowed_rows = 1;
+    p.allowed_bytes = static_cast<int64_t>(allowed.size());
   }
   Reductions shared(p, pick(1, 200), 3);
   cpu::set_num_threads(static_cast<int>(pick(1, 4)));
@@ -112,7 +112,7 @@ void test_chunks() {
     const auto j = static_cast<int64_t>(i % shared.argmax.size());
     same = same && whole.argmax[i] == shared.argmax[j] && whole.sample[i] == shared.sample[j] &&
            whole.topk_lse.get(i) == shared.topk_lse.get(j) &&
-           (p.mask != nullptr || whole.losses.get(i) == shared.losses.get(j));
+           (p.allowed != nullptr || whole.losses.get(i) == shared.losses.get(j));
   }
   CHECK(same);
 }

@@ -112,11 +112,11 @@ class FixedHead:
         """z [..., C]; dtype: x's (default; float32 for integers) or float32."""
         return self._map(x, Epilogue.LOGITS, dtype)
 
-    def softmax(self, x: Array, dtype: Any = None) -> Array:
+    def predict_proba(self, x: Array, dtype: Any = None) -> Array:
         """Probabilities [..., C], computed in float32; dtype as for `logits`."""
         return self._map(x, Epilogue.SOFTMAX, dtype)
 
-    def log_softmax(self, x: Array, dtype: Any = None) -> Array:
+    def predict_log_proba(self, x: Array, dtype: Any = None) -> Array:
         """log softmax(z) [..., C], computed in float32; dtype as for `logits`."""
         return self._map(x, Epilogue.LOG_SOFTMAX, dtype)
 
@@ -147,9 +147,9 @@ class FixedHead:
         """The class of the largest logit, [...]; the lowest on ties. allowed as for `topk`."""
         return self._native(x).argmax(x, _bits(allowed))
 
-    def logprob(self, x: Array, ids: ArrayLike, *, allowed: Array | None = None) -> Array:
+    def log_prob(self, x: Array, ids: ArrayLike, *, allowed: Array | None = None) -> Array:
         """Log-probabilities at the classes ids, integers [...] or [..., M], in the shape of ids."""
-        return self._native(x).logprob(x, np.asarray(ids), _bits(allowed))[0]
+        return self._native(x).log_prob(x, np.asarray(ids), _bits(allowed))[0]
 
     def _map(self, x: Array, epilogue: Epilogue, dtype: Any) -> Array:
         return self._native(x).map(x, int(epilogue), None if dtype is None else np.dtype(dtype))

@@ -241,13 +241,13 @@ class FixedClassifier(nn.Module):
         Args:
             k: 1 to min(C, 1024).
             log_probabilities: values are log-probabilities, not logits.
-            allowed: classes that take part: bool [C] or [..., C], or `ops.pack_mask` of it. Others
+            allowed: classes that take part: bool [C] or [..., C], or `ops.pack_allowed` of it. Others
                 have the logit −∞.
         """
-        inputs, mask = self._inputs(x), _packed(allowed)
+        inputs, allowed = self._inputs(x), _packed(allowed)
         if self.dense is None:
-            return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, mask=mask)
-        z = self._masked_logits(x, mask)
+            return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, allowed=allowed)
+        z = self._masked_logits(x, allowed)
         if not 1 <= k <= min(self.num_classes, 1024):
             raise ValueError(f"k is {k}, expected 1 to {min(self.num_classes, 1024)}")
         logsumexp = z.logsumexp(-1)
@@ -257,19 +257,19 @@ class FixedClassifier(nn.Module):
 
     def argmax(self, x: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """The class of the largest logit, [...]; the lowest on ties."""
-        inputs, mask = self._inputs(x), _packed(allowed)
+        inputs, allowed = self._inputs(x), _packed(allowed)
         if self.dense is None:
-            return ops.head_argmax(*inputs, mask=mask)
-        return self._masked_logits(x, mask).sort(dim=-1, descending=True, stable=True)[1][..., 0]
+            return ops.head_argmax(*inputs, allowed=allowed)
+        return self._masked_logits(x, allowed).sort(dim=-1, descending=True, stable=True)[1][..., 0]
 
     def log_prob(self, x: Tensor, ids: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities at the classes ids, int64 [...] or [..., M]."""
-        inputs, mask = self._inputs(x), _packed(allowed)
+        inputs, allowed = self._inputs(x), _packed(allowed)
         if self.dense is None:
-            return ops.head_logprob(*inputs, ids, mask=mask)[0]
+            return ops.head_log_prob(*inputs, ids, allowed=allowed)[0]
         self._check_classes("ids", ids, x)
         wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
-        return self._masked_logits(x, mask).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
+        return self._masked_logits(x, allowed).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
 
     def sample(
         self,
@@ -280,13 +280,13 @@ class FixedClassifier(nn.Module):
     ) -> Tensor:
         """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The
         generator gives each row a seed; a row's sample depends on its features and seed alone."""
-        inputs, mask = self._inputs(x), _packed(allowed)
+        inputs, allowed = self._inputs(x), _packed(allowed)
         if self.dense is None:
             # A generator, None too, and a batch of any size don't go together in torch.export.
             options: dict[str, Any] = {} if generator is None else {"generator": generator}
             seeds = torch.randint(2**63 - 1, x.shape[:-1], device=x.device, **options)
-            return ops.head_sample(*inputs, seeds, mask=mask)
-        p = self._masked_logits(x, mask).softmax(-1)
+            return ops.head_sample(*inputs, seeds, allowed=allowed)
+        p = self._masked_logits(x, allowed).softmax(-1)
         drawn = torch.multinomial(p.reshape(-1, self.num_classes), 1, generator=generator)
         return drawn.reshape(x.shape[:-1])
 
@@ -362,15 +362,15 @@ class FixedClassifier(nn.Module):
             ops.CodebookArguments(base, signs, geometry),
         )
 
-    def _masked_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _masked_logits(self, x: Tensor, allowed: Tensor | None) -> Tensor:
         """Of a dense codebook."""
         alpha, bias, _, _, dense, _ = self._operands(x)
         assert dense is not None
         exact = _exact(x)
         z = _dense_logits(x, alpha.to(exact), None if bias is None else bias.to(exact), dense)
-        if mask is not None:
-            self._check_mask(mask, x)
-            z = z.masked_fill(ops.unpack_signs(mask, self.num_classes) > 0, -math.inf)
+        if allowed is not None:
+            self._check_allowed(allowed, x)
+            z = z.masked_fill(ops.unpack_signs(allowed, self.num_classes) > 0, -math.inf)
         return z
 
     def _check_classes(
@@ -390,23 +390,23 @@ class FixedClassifier(nn.Module):
                 f"{name}{at} is {int(ids[tuple(at)])}, expected a class in [0, {self.num_classes})"
             )
 
-    def _check_mask(self, mask: Tensor, x: Tensor) -> None:
-        if mask.shape[-1] != (self.num_classes + 7) // 8:
+    def _check_allowed(self, allowed: Tensor, x: Tensor) -> None:
+        if allowed.shape[-1] != (self.num_classes + 7) // 8:
             raise ValueError(
-                f"mask has rows of {mask.shape[-1]} bytes, expected {(self.num_classes + 7) // 8} "
+                f"allowed has rows of {allowed.shape[-1]} bytes, expected {(self.num_classes + 7) // 8} "
                 f"for {self.num_classes} classes"
             )
-        if mask.dim() > 1 and mask.shape[:-1] != x.shape[:-1]:
+        if allowed.dim() > 1 and allowed.shape[:-1] != x.shape[:-1]:
             raise ValueError(
-                f"mask has shape {list(mask.shape)}, expected one row, or the leading dimensions "
+                f"allowed has shape {list(allowed.shape)}, expected one row, or the leading dimensions "
                 f"of x, {list(x.shape)}"
             )
         if torch.compiler.is_compiling():
             return  # what follows depends on values
-        any_allowed = (ops.unpack_signs(mask, self.num_classes) < 0).any(-1).flatten()
+        any_allowed = (ops.unpack_signs(allowed, self.num_classes) < 0).any(-1).flatten()
         if not any_allowed.all():
             row = int((~any_allowed).nonzero()[0])
-            raise ValueError(f"mask allows no class in row {row}, expected at least one")
+            raise ValueError(f"allowed allows no class in row {row}, expected at least one")
 
     # State.
 
@@ -506,7 +506,7 @@ _BITS = ("base", "signs", "dense")
 
 
 def _packed(allowed: Tensor | None) -> Tensor | None:
-    return allowed if allowed is None or allowed.dtype == torch.uint8 else ops.pack_mask(allowed)
+    return allowed if allowed is None or allowed.dtype == torch.uint8 else ops.pack_allowed(allowed)
 
 
 def _resolve(kind: str | Codebook, in_features: int, num_classes: int) -> Codebook:

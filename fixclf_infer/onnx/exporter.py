@@ -245,18 +245,18 @@ def _head(
 
 
 def _logits(
-    x: Any, alpha: Any, bias: Any, base: Any, signs: Any, geometry: Sequence[int], mask: Any
+    x: Any, alpha: Any, bias: Any, base: Any, signs: Any, geometry: Sequence[int], allowed: Any
 ) -> Any:
     """Logits in float32, −∞ where a bit of the mask is 0: an array of [..., C]."""
     if x.dtype != onnx_ir.DataType.FLOAT:
         x = _standard.Cast(x, to=TensorProto.FLOAT)
     logits = int(Epilogue.LOGITS)
     z = _node("FixedHead", x, alpha, bias, base, signs, geometry, epilogue=logits)
-    if mask is None:
+    if allowed is None:
         return z
     places, one = (_standard.Constant(value=octets) for octets in (_PLACES, _ONE))
-    bits = _standard.BitShift(_standard.Unsqueeze(mask, [-1]), places, direction="RIGHT")
-    flat = _standard.Reshape(_standard.BitwiseAnd(bits, one), [0] * (len(mask.shape) - 1) + [-1])
+    bits = _standard.BitShift(_standard.Unsqueeze(allowed, [-1]), places, direction="RIGHT")
+    flat = _standard.Reshape(_standard.BitwiseAnd(bits, one), [0] * (len(allowed.shape) - 1) + [-1])
     allowed = _standard.Slice(flat, [0], [Geometry(*geometry).num_classes], [-1])
     return _standard.Where(_standard.Cast(allowed, to=TensorProto.BOOL), z, float("-inf"))
 
@@ -271,12 +271,12 @@ def _topk(
     normalize: bool,
     k: int,
     log_probabilities: bool = False,
-    mask: Any = None,
+    allowed: Any = None,
 ) -> Any:
     head = (x, alpha, bias, base, signs, geometry)
-    if mask is None:
+    if allowed is None:
         return _node("FixedHeadTopK", *head, k=k, log_probabilities=int(log_probabilities))
-    z = _logits(*head, mask)
+    z = _logits(*head, allowed)
     values, indices = _standard.TopK(z, [k])
     total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
     if log_probabilities:
@@ -292,16 +292,16 @@ def _argmax(
     signs: Any,
     geometry: Sequence[int],
     normalize: bool,
-    mask: Any = None,
+    allowed: Any = None,
 ) -> Any:
     head = (x, alpha, bias, base, signs, geometry)
-    if mask is not None:
-        return _standard.ArgMax(_logits(*head, mask), axis=-1, keepdims=0)
+    if allowed is not None:
+        return _standard.ArgMax(_logits(*head, allowed), axis=-1, keepdims=0)
     _, indices, _ = _node("FixedHeadTopK", *head, k=1, log_probabilities=0)
     return _standard.Squeeze(indices, [-1])
 
 
-def _logprob(
+def _log_prob(
     x: Any,
     alpha: Any,
     bias: Any,
@@ -310,17 +310,17 @@ def _logprob(
     geometry: Sequence[int],
     normalize: bool,
     ids: Any,
-    mask: Any = None,
+    allowed: Any = None,
 ) -> Any:
-    z = _logits(x, alpha, bias, base, signs, geometry, mask)
+    z = _logits(x, alpha, bias, base, signs, geometry, allowed)
     total = _standard.ReduceLogSumExp(z, [-1], keepdims=0)
     one_a_row = len(ids.shape) < len(x.shape)
     wide = _standard.Unsqueeze(ids, [-1]) if one_a_row else ids
     logits = _standard.GatherElements(z, wide, axis=-1)
-    logprobs = _standard.Sub(logits, _standard.Unsqueeze(total, [-1]))
+    log_probs = _standard.Sub(logits, _standard.Unsqueeze(total, [-1]))
     if one_a_row:
-        logits, logprobs = (_standard.Squeeze(each, [-1]) for each in (logits, logprobs))
-    return logprobs, logits, total
+        logits, log_probs = (_standard.Squeeze(each, [-1]) for each in (logits, log_probs))
+    return log_probs, logits, total
 
 
 def _transform(x: Any, scale: float = 1.0) -> Any:
@@ -331,7 +331,7 @@ _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.fixclf.head.default: _head,
     torch.ops.fixclf.head_topk.default: _topk,
     torch.ops.fixclf.head_argmax.default: _argmax,
-    torch.ops.fixclf.head_logprob.default: _logprob,
+    torch.ops.fixclf.head_log_prob.default: _log_prob,
     torch.ops.fixclf.hadamard_transform.default: _transform,
 }
 

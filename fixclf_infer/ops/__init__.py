@@ -2,10 +2,10 @@
 
     hadamard_transform(x, scale)                    y = scale · H x
     head(<head>, epilogue, dtype)                   [..., C]: logits, softmax, …
-    head_topk(<head>, k, log_probabilities, mask)   values, indices, logsumexp
-    head_argmax(<head>, mask)                       indices
-    head_sample(<head>, seeds, mask)                indices drawn from the softmax
-    head_logprob(<head>, ids, mask)                 log-probabilities, logits, logsumexp
+    head_topk(<head>, k, log_probabilities, allowed)   values, indices, logsumexp
+    head_argmax(<head>, allowed)                       indices
+    head_sample(<head>, seeds, allowed)                indices drawn from the softmax
+    head_log_prob(<head>, ids, allowed)                 log-probabilities, logits, logsumexp
     head_nll(<head>, target, …)                     losses, logsumexp
     project_adjoint(g, <codebook>)                  u = Wᵀ g
 
@@ -26,7 +26,7 @@ from .bits import (  # noqa: E402
     CodebookArguments,
     Geometry,
     codebook_arguments,
-    pack_mask,
+    pack_allowed,
     pack_signs,
     unpack_signs,
 )
@@ -34,7 +34,7 @@ from .calls import (  # noqa: E402
     hadamard_transform,
     head,
     head_argmax,
-    head_logprob,
+    head_log_prob,
     head_nll,
     head_sample,
     head_topk,
@@ -50,11 +50,11 @@ __all__ = [
     "hadamard_transform",
     "head",
     "head_argmax",
-    "head_logprob",
+    "head_log_prob",
     "head_nll",
     "head_sample",
     "head_topk",
-    "pack_mask",
+    "pack_allowed",
     "pack_signs",
     "unpack_signs",
 ]

@@ -75,8 +75,8 @@ def _pack(bits: Tensor) -> Tensor:
     return shifted.sum(-1, dtype=torch.int32).to(torch.uint8)
 
 
-def pack_mask(allowed: Tensor) -> Tensor:
-    """A bool mask [..., C] (True: the class takes part) as bits: uint8 [..., ⌈C/8⌉]."""
+def pack_allowed(allowed: Tensor) -> Tensor:
+    """A bool allowed [..., C] (True: the class takes part) as bits: uint8 [..., ⌈C/8⌉]."""
     if allowed.dtype != torch.bool or allowed.dim() == 0:
         raise ValueError(
             f"allowed is {allowed.dtype} of {allowed.dim()} dimension(s), "

@@ -68,7 +68,7 @@ def head_topk(
     k: int,
     *,
     log_probabilities: bool = False,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k largest logits: values [..., k], indices [..., k] (int64), logsumexp [...].
@@ -80,13 +80,13 @@ def head_topk(
     Args:
         k: 1 to min(C, 1024).
         log_probabilities: values are z − logsumexp(z).
-        mask: from `pack_mask`, [⌈C/8⌉] or [..., ⌈C/8⌉]: forbidden classes have the logit −∞.
+        allowed: from `pack_allowed`, [⌈C/8⌉] or [..., ⌈C/8⌉]: forbidden classes have the logit −∞.
 
     Raises:
         ValueError: one sentence that names the argument, what it was and what was expected.
     """
     result: tuple[Tensor, Tensor, Tensor] = call(
-        "head_topk", x, alpha, bias, *codebook, normalize, k, log_probabilities, mask
+        "head_topk", x, alpha, bias, *codebook, normalize, k, log_probabilities, allowed
     )
     return result
 
@@ -97,11 +97,11 @@ def head_argmax(
     bias: Tensor | None,
     codebook: CodebookArguments,
     *,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
     """The class of the largest logit [...] (int64), the lowest on ties; no exponential."""
-    result: Tensor = call("head_argmax", x, alpha, bias, *codebook, normalize, mask)
+    result: Tensor = call("head_argmax", x, alpha, bias, *codebook, normalize, allowed)
     return result
 
 
@@ -112,31 +112,31 @@ def head_sample(
     codebook: CodebookArguments,
     seeds: Tensor,
     *,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
     """One class [...] (int64) drawn from the softmax of each row, by Gumbel-max in one pass.
 
     seeds: int64 [...], one a row. A row's sample depends on its features and its seed alone.
     """
-    result: Tensor = call("head_sample", x, alpha, bias, *codebook, normalize, seeds, mask)
+    result: Tensor = call("head_sample", x, alpha, bias, *codebook, normalize, seeds, allowed)
     return result
 
 
-def head_logprob(
+def head_log_prob(
     x: Tensor,
     alpha: Tensor,
     bias: Tensor | None,
     codebook: CodebookArguments,
     ids: Tensor,
     *,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """At the classes ids, int64 [...] or [..., M]: log-probabilities and logits of that shape, and
     logsumexp [...]. ValueError names the first id outside [0, C)."""
     result: tuple[Tensor, Tensor, Tensor] = call(
-        "head_logprob", x, alpha, bias, *codebook, normalize, ids, mask
+        "head_log_prob", x, alpha, bias, *codebook, normalize, ids, allowed
     )
     return result
 

@@ -322,7 +322,7 @@ class _Reduction:
     and of the sum of the logits."""
 
     def __init__(self, ctx: Any) -> None:
-        (self.x, self.alpha, self.bias, self.base, self.signs, self.ids, self.mask) = (
+        (self.x, self.alpha, self.bias, self.base, self.signs, self.ids, self.allowed) = (
             ctx.saved_tensors[:7]
         )
         self.logsumexp = ctx.saved_tensors[7]
@@ -331,10 +331,10 @@ class _Reduction:
 
     @staticmethod
     def save(
-        ctx: Any, inputs: tuple[Any, ...], ids: Tensor, mask: Tensor | None, logsumexp: Tensor
+        ctx: Any, inputs: tuple[Any, ...], ids: Tensor, allowed: Tensor | None, logsumexp: Tensor
     ) -> None:
         ctx.operators, x, alpha, bias, base, signs, ctx.geometry, ctx.normalize = inputs[:8]
-        saved = (x, alpha, bias, base, signs, ids, mask, logsumexp)
+        saved = (x, alpha, bias, base, signs, ids, allowed, logsumexp)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -358,7 +358,7 @@ class _Reduction:
             self.geometry,
             self.normalize,
             self.ids,
-            self.mask,
+            self.allowed,
         )
 
     def gradients(
@@ -428,8 +428,8 @@ class _Reduction:
                 v.dtype if self.x.is_floating_point() else None,
             )
             p = (logits - self.logsumexp.unsqueeze(-1)).exp()
-            lse = lse + (p if self.mask is None else p * self._allowed()) @ dbias
-        if self.mask is not None:
+            lse = lse + (p if self.allowed is None else p * self._allowed()) @ dbias
+        if self.allowed is not None:
             at_ids = at_ids * self._allowed().expand(*self.x.shape[:-1], -1).gather(
                 -1, inside.reshape(*self.x.shape[:-1], -1)
             ).reshape(at_ids.shape)
@@ -444,9 +444,9 @@ class _Reduction:
 
     def _allowed(self) -> Tensor:
         """1 for the classes that take part, else 0: [C] or [..., C]."""
-        assert self.mask is not None
+        assert self.allowed is not None
         dtype = accumulation(self.x.dtype)
-        return (1 - unpack_signs(self.mask, self.classes, dtype)) / 2
+        return (1 - unpack_signs(self.allowed, self.classes, dtype)) / 2
 
 
 def _sum(grad: Tensor, like: Tensor) -> Tensor:
@@ -489,7 +489,7 @@ class LogProb(Function):
 
     @staticmethod
     def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_logprob, *arguments)
+        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_log_prob, *arguments)
         return result
 
     @staticmethod
@@ -497,9 +497,9 @@ class LogProb(Function):
         _Reduction.save(ctx, inputs, inputs[8], inputs[9], output[2])
 
     @staticmethod
-    def backward(ctx: Any, dlogprobs: Tensor, dlogits: Tensor, dlse: Tensor) -> Gradients:
-        softmax = dlse - _sum(dlogprobs, dlse)
-        return (None, *_Reduction(ctx).gradients(softmax, dlogprobs + dlogits), *[None] * 6)
+    def backward(ctx: Any, dlog_probs: Tensor, dlogits: Tensor, dlse: Tensor) -> Gradients:
+        softmax = dlse - _sum(dlog_probs, dlse)
+        return (None, *_Reduction(ctx).gradients(softmax, dlog_probs + dlogits), *[None] * 6)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -554,7 +554,7 @@ FUNCTIONS: dict[str, Any] = {
     "hadamard_transform": Transform,
     "head": Head,
     "head_topk": TopK,
-    "head_logprob": LogProb,
+    "head_log_prob": LogProb,
     "head_nll": Nll,
     "head_reduction_backward": ReductionBackward,
     "project_adjoint": Adjoint,

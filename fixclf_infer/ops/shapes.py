@@ -79,15 +79,15 @@ class _Head:
     def empty(self, *columns: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x.new_empty((*self.rows, *columns), dtype=dtype or self.exact)
 
-    def check_mask(self, mask: Tensor | None) -> None:
-        if mask is None:
+    def check_allowed(self, allowed: Tensor | None) -> None:
+        if allowed is None:
             return
-        _check_devices("x", self.x, mask=mask)
+        _check_devices("x", self.x, allowed=allowed)
         count = (self.classes + 7) // 8
         torch._check(
-            mask.shape[-1] == count,
+            allowed.shape[-1] == count,
             lambda: (
-                f"mask has rows of {mask.shape[-1]} bytes, expected {count} for {self.classes} "
+                f"allowed has rows of {allowed.shape[-1]} bytes, expected {count} for {self.classes} "
                 "classes"
             ),
         )
@@ -144,31 +144,31 @@ def _(head: _Head, epilogue: int, dtype: torch.dtype | None = None) -> Tensor:
 
 @_shapes_of("head_topk")
 def _(
-    head: _Head, k: int, log_probabilities: bool = False, mask: Tensor | None = None
+    head: _Head, k: int, log_probabilities: bool = False, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    head.check_mask(mask)
+    head.check_allowed(allowed)
     most = min(head.classes, 1024)
     torch._check(1 <= k <= most, lambda: f"k is {k}, expected 1 to {most}")
     return head.empty(k), head.empty(k, dtype=torch.int64), head.empty()
 
 
 @_shapes_of("head_argmax")
-def _(head: _Head, mask: Tensor | None = None) -> Tensor:
-    head.check_mask(mask)
+def _(head: _Head, allowed: Tensor | None = None) -> Tensor:
+    head.check_allowed(allowed)
     return head.empty(dtype=torch.int64)
 
 
 @_shapes_of("head_sample")
-def _(head: _Head, seeds: Tensor, mask: Tensor | None = None) -> Tensor:
+def _(head: _Head, seeds: Tensor, allowed: Tensor | None = None) -> Tensor:
     head.check_rows(seeds, "seeds")
-    head.check_mask(mask)
+    head.check_allowed(allowed)
     return head.empty(dtype=torch.int64)
 
 
-@_shapes_of("head_logprob")
-def _(head: _Head, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+@_shapes_of("head_log_prob")
+def _(head: _Head, ids: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     head.check_rows(ids, "ids", each=True)
-    head.check_mask(mask)
+    head.check_allowed(allowed)
     values = head.x.new_empty(ids.shape, dtype=head.exact)
     return values, torch.empty_like(values), head.empty()
 
@@ -195,11 +195,11 @@ def _(
     geometry: list[int],
     normalize: bool,
     ids: Tensor,
-    mask: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     head = _Head(x, alpha, bias, base, signs, geometry, normalize)
     head.check_rows(ids, "ids", each=True)
-    head.check_mask(mask)
+    head.check_allowed(allowed)
     dbias = x.new_empty((0 if bias is None else head.classes,), dtype=head.exact)
     return head.empty(head.features), dbias
 

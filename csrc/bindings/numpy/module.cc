@@ -222,10 +222,10 @@ class Head {
     return out;
   }
 
-  py::tuple topk(const py::array& x, int64_t k, bool log_probabilities, const Mask& mask) const {
+  py::tuple topk(const py::array& x, int64_t k, bool log_probabilities, const Mask& allowed) const {
     const py::array rows = as_rows(x, "x");
     auto p = problem(rows, fixclf::Epilogue::kTopK);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     p.k = k;
     p.log_probabilities = log_probabilities;
     const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
@@ -239,21 +239,21 @@ class Head {
     return py::make_tuple(values, indices, logsumexp);
   }
 
-  py::array argmax(const py::array& x, const Mask& mask) const {
+  py::array argmax(const py::array& x, const Mask& allowed) const {
     const py::array rows = as_rows(x, "x");
     auto p = problem(rows, fixclf::Epilogue::kArgMax);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
     p.indices = static_cast<int64_t*>(indices.mutable_data());
     run(p);
     return indices;
   }
 
-  py::array sample(const py::array& x, const py::object& seeds_, const Mask& mask) const {
+  py::array sample(const py::array& x, const py::object& seeds_, const Mask& allowed) const {
     const py::array rows = as_rows(x, "x");
     const Int64s seeds = integers(seeds_, "seeds");
     auto p = problem(rows, fixclf::Epilogue::kSample);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     set_ids(p, seeds, "seeds", rows, true);
     py::array indices = empty_like_rows(rows, -1, py::dtype::of<int64_t>());
     p.indices = static_cast<int64_t*>(indices.mutable_data());
@@ -261,22 +261,22 @@ class Head {
     return indices;
   }
 
-  py::tuple logprob(const py::array& x, const py::object& ids_, const Mask& mask) const {
+  py::tuple log_prob(const py::array& x, const py::object& ids_, const Mask& allowed) const {
     const py::array rows = as_rows(x, "x");
     const Int64s ids = integers(ids_, "ids");
     auto p = problem(rows, fixclf::Epilogue::kLogProb);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     set_ids(p, ids, "ids", rows, false);
     const int64_t columns = ids.ndim() == rows.ndim() ? p.ids_per_row : -1;
-    py::array logprobs = empty_like_rows(rows, columns, exact(p.x.dtype));
+    py::array log_probs = empty_like_rows(rows, columns, exact(p.x.dtype));
     py::array logits = empty_like_rows(rows, columns, exact(p.x.dtype));
     py::array logsumexp = empty_like_rows(rows, -1, exact(p.x.dtype));
-    p.out = {logprobs.mutable_data(), accumulation_dtype(p.x.dtype), p.x.rows, p.ids_per_row,
+    p.out = {log_probs.mutable_data(), accumulation_dtype(p.x.dtype), p.x.rows, p.ids_per_row,
              p.ids_per_row};
     p.logits = logits.mutable_data();
     p.logsumexp = logsumexp.mutable_data();
     run(p);
-    return py::make_tuple(logprobs, logits, logsumexp);
+    return py::make_tuple(log_probs, logits, logsumexp);
   }
 
   py::tuple nll(const py::array& x, const py::object& target_, int64_t ignore_index,
@@ -303,19 +303,19 @@ class Head {
     return p;
   }
 
-  static void set_mask(fixclf::HeadProblem& p, const Mask& mask, const py::array& rows) {
-    if (!mask) return;
-    if (mask->ndim() == 0) throw py::value_error("mask has no dimensions, expected packed bits");
-    bool matches = mask->ndim() == 1 || mask->ndim() == rows.ndim();
-    for (py::ssize_t i = 0; mask->ndim() > 1 && matches && i + 1 < rows.ndim(); ++i)
-      matches = mask->shape(i) == rows.shape(i);
+  static void set_allowed(fixclf::HeadProblem& p, const Mask& allowed, const py::array& rows) {
+    if (!allowed) return;
+    if (allowed->ndim() == 0) throw py::value_error("allowed has no dimensions, expected packed bits");
+    bool matches = allowed->ndim() == 1 || allowed->ndim() == rows.ndim();
+    for (py::ssize_t i = 0; allowed->ndim() > 1 && matches && i + 1 < rows.ndim(); ++i)
+      matches = allowed->shape(i) == rows.shape(i);
     if (!matches)
-      throw py::value_error("mask has shape " + std::string(py::str(mask->attr("shape"))) +
+      throw py::value_error("allowed has shape " + std::string(py::str(allowed->attr("shape"))) +
                             ", expected one row, or the leading dimensions of x");
-    const Shape shape = shape_of(*mask);
-    p.mask = mask->data();
-    p.mask_rows = shape.rows;
-    p.mask_bytes = shape.columns;
+    const Shape shape = shape_of(*allowed);
+    p.allowed = allowed->data();
+    p.allowed_rows = shape.rows;
+    p.allowed_bytes = shape.columns;
   }
 
   // [...] (one a row) or [..., M] for x [..., N].
@@ -369,10 +369,10 @@ PYBIND11_MODULE(_native, m) {
            py::arg("class_end"), py::arg("normalize"))
       .def("map", &Head::map, py::arg("x"), py::arg("epilogue"), py::arg("dtype") = py::none())
       .def("topk", &Head::topk, py::arg("x"), py::arg("k"), py::arg("log_probabilities") = false,
-           py::arg("mask") = py::none())
-      .def("argmax", &Head::argmax, py::arg("x"), py::arg("mask") = py::none())
-      .def("sample", &Head::sample, py::arg("x"), py::arg("seeds"), py::arg("mask") = py::none())
-      .def("logprob", &Head::logprob, py::arg("x"), py::arg("ids"), py::arg("mask") = py::none())
+           py::arg("allowed") = py::none())
+      .def("argmax", &Head::argmax, py::arg("x"), py::arg("allowed") = py::none())
+      .def("sample", &Head::sample, py::arg("x"), py::arg("seeds"), py::arg("allowed") = py::none())
+      .def("log_prob", &Head::log_prob, py::arg("x"), py::arg("ids"), py::arg("allowed") = py::none())
       .def("nll", &Head::nll, py::arg("x"), py::arg("target"), py::arg("ignore_index") = -100,
            py::arg("label_smoothing") = 0.0);
   m.def("isa", &isa, "The instruction set in use.");

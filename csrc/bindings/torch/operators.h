@@ -272,22 +272,22 @@ struct Operators {
   }
 
   // Packed bits, one row for all rows of x or one for each.
-  static void set_mask(fixclf::HeadProblem& p, const Bits& mask, const Tensor& rows) {
-    if (!mask) return;
-    check_device<Device>(*mask, "mask");
-    if (mask->scalar_type() != ScalarType::Byte || mask->dim() == 0 || !mask->is_contiguous())
-      fail(std::string("mask is a tensor of ") + std::to_string(mask->dim()) +
-           " dimension(s) and dtype " + torch::headeronly::toString(mask->scalar_type()) +
-           (mask->is_contiguous() ? "" : " with gaps") +
+  static void set_allowed(fixclf::HeadProblem& p, const Bits& allowed, const Tensor& rows) {
+    if (!allowed) return;
+    check_device<Device>(*allowed, "allowed");
+    if (allowed->scalar_type() != ScalarType::Byte || allowed->dim() == 0 || !allowed->is_contiguous())
+      fail(std::string("allowed is a tensor of ") + std::to_string(allowed->dim()) +
+           " dimension(s) and dtype " + torch::headeronly::toString(allowed->scalar_type()) +
+           (allowed->is_contiguous() ? "" : " with gaps") +
            ", expected packed bits: contiguous, of Byte, [bytes] or [..., bytes]");
-    if (mask->dim() > 1 && (mask->dim() != rows.dim() || !same_leading(*mask, rows)))
-      fail("mask has shape " + shape_text(*mask) + ", expected [bytes], or the shape of x, " +
+    if (allowed->dim() > 1 && (allowed->dim() != rows.dim() || !same_leading(*allowed, rows)))
+      fail("allowed has shape " + shape_text(*allowed) + ", expected [bytes], or the shape of x, " +
            shape_text(rows) + ", with bytes for its last dimension");
-    const Shape shape = shape_of(*mask);
+    const Shape shape = shape_of(*allowed);
     static const uint8_t none = 0;  // an empty tensor has no address, which would mean: no mask
-    p.mask = mask->numel() == 0 ? &none : static_cast<const uint8_t*>(mask->const_data_ptr());
-    p.mask_rows = shape.rows;
-    p.mask_bytes = shape.columns;
+    p.allowed = allowed->numel() == 0 ? &none : static_cast<const uint8_t*>(allowed->const_data_ptr());
+    p.allowed_rows = shape.rows;
+    p.allowed_bytes = shape.columns;
   }
 
   // int64 [...] (one a row) or [..., M] for x [..., N]; made contiguous.
@@ -337,12 +337,12 @@ struct Operators {
   static std::tuple<Tensor, Tensor, Tensor> head_topk(Tensor x, Tensor alpha, Bits bias, Bits base,
                                                       Bits signs, std::vector<int64_t> geometry,
                                                       bool normalize, int64_t k,
-                                                      bool log_probabilities, Bits mask) {
+                                                      bool log_probabilities, Bits allowed) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
     auto p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
                      fixclf::Epilogue::kTopK);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     p.k = k;
     p.log_probabilities = log_probabilities;
     const int64_t columns = k < 0 ? 0 : k > fixclf::kMaxTopK ? fixclf::kMaxTopK : k;
@@ -357,12 +357,12 @@ struct Operators {
   }
 
   static Tensor head_argmax(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
-                            std::vector<int64_t> geometry, bool normalize, Bits mask) {
+                            std::vector<int64_t> geometry, bool normalize, Bits allowed) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
     auto p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
                      fixclf::Epilogue::kArgMax);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     Tensor indices = empty_rows(rows, -1, ScalarType::Long);
     p.indices = indices_of(indices);
     check(device.head(p));
@@ -371,12 +371,12 @@ struct Operators {
 
   static Tensor head_sample(Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs,
                             std::vector<int64_t> geometry, bool normalize, Tensor seeds,
-                            Bits mask) {
+                            Bits allowed) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
     auto p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
                      fixclf::Epilogue::kSample);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     set_ids(p, seeds, "seeds", rows, true);
     Tensor indices = empty_rows(rows, -1, ScalarType::Long);
     p.indices = indices_of(indices);
@@ -384,25 +384,25 @@ struct Operators {
     return indices;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> head_logprob(Tensor x, Tensor alpha, Bits bias,
+  static std::tuple<Tensor, Tensor, Tensor> head_log_prob(Tensor x, Tensor alpha, Bits bias,
                                                          Bits base, Bits signs,
                                                          std::vector<int64_t> geometry,
-                                                         bool normalize, Tensor ids, Bits mask) {
+                                                         bool normalize, Tensor ids, Bits allowed) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
     auto p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
                      fixclf::Epilogue::kLogProb);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     set_ids(p, ids, "ids", rows, false);
     const int64_t columns = ids.dim() == rows.dim() ? p.ids_per_row : -1;
-    Tensor logprobs = empty_rows(rows, columns, exact(p.x.dtype));
+    Tensor log_probs = empty_rows(rows, columns, exact(p.x.dtype));
     Tensor logits = empty_rows(rows, columns, exact(p.x.dtype));
     Tensor logsumexp = empty_rows(rows, -1, exact(p.x.dtype));
-    p.out = columns < 0 ? column(logprobs, p) : output(logprobs);
+    p.out = columns < 0 ? column(log_probs, p) : output(log_probs);
     p.logits = logits.mutable_data_ptr();
     p.logsumexp = logsumexp.mutable_data_ptr();
     check(device.head(p));
-    return {logprobs, logits, logsumexp};
+    return {log_probs, logits, logsumexp};
   }
 
   static std::tuple<Tensor, Tensor> head_nll(Tensor x, Tensor alpha, Bits bias, Bits base,
@@ -440,16 +440,16 @@ struct Operators {
   static std::tuple<Tensor, Tensor> head_reduction_backward(
       Tensor softmax_grad, Tensor ids_grad, std::optional<Tensor> uniform_grad, Tensor logsumexp,
       Tensor x, Tensor alpha, Bits bias, Bits base, Bits signs, std::vector<int64_t> geometry,
-      bool normalize, Tensor ids, Bits mask) {
+      bool normalize, Tensor ids, Bits allowed) {
     Device device(x);
     const Tensor rows = as_rows(x, "x");
     fixclf::ReductionBackwardProblem whole{};
     fixclf::HeadProblem& p = whole.head;
     p = problem(device, rows, alpha, bias, base, signs, geometry, normalize,
                 fixclf::Epilogue::kLogProb);
-    set_mask(p, mask, rows);
+    set_allowed(p, allowed, rows);
     set_ids(p, ids, "ids", rows, false);
-    if (mask && uniform_grad) fail("uniform_grad is given, expected none with a mask");
+    if (allowed && uniform_grad) fail("uniform_grad is given, expected none with a mask");
     whole.softmax_grad = gradient_of(softmax_grad, "softmax_grad", p, 1);
     whole.ids_grad = gradient_of(ids_grad, "ids_grad", p, p.ids_per_row);
     if (uniform_grad) whole.uniform_grad = gradient_of(*uniform_grad, "uniform_grad", p, 1);
@@ -483,7 +483,7 @@ struct Operators {
     m.impl("head_topk", TORCH_BOX(&head_topk));
     m.impl("head_argmax", TORCH_BOX(&head_argmax));
     m.impl("head_sample", TORCH_BOX(&head_sample));
-    m.impl("head_logprob", TORCH_BOX(&head_logprob));
+    m.impl("head_log_prob", TORCH_BOX(&head_log_prob));
     m.impl("head_nll", TORCH_BOX(&head_nll));
     m.impl("head_reduction_backward", TORCH_BOX(&head_reduction_backward));
     m.impl("project_adjoint", TORCH_BOX(&project_adjoint));

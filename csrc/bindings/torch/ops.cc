@@ -45,15 +45,15 @@ STABLE_TORCH_LIBRARY(fixclf, m) {
   m.def("hadamard_transform(Tensor x, float scale=1.0) -> Tensor");
   m.def("head(" FIXCLF_HEAD ", int epilogue, ScalarType? dtype=None) -> Tensor");
   m.def("head_topk(" FIXCLF_HEAD
-        ", int k, bool log_probabilities=False, Tensor? mask=None) -> (Tensor, Tensor, Tensor)");
-  m.def("head_argmax(" FIXCLF_HEAD ", Tensor? mask=None) -> Tensor");
-  m.def("head_sample(" FIXCLF_HEAD ", Tensor seeds, Tensor? mask=None) -> Tensor");
-  m.def("head_logprob(" FIXCLF_HEAD ", Tensor ids, Tensor? mask=None) -> (Tensor, Tensor, Tensor)");
+        ", int k, bool log_probabilities=False, Tensor? allowed=None) -> (Tensor, Tensor, Tensor)");
+  m.def("head_argmax(" FIXCLF_HEAD ", Tensor? allowed=None) -> Tensor");
+  m.def("head_sample(" FIXCLF_HEAD ", Tensor seeds, Tensor? allowed=None) -> Tensor");
+  m.def("head_log_prob(" FIXCLF_HEAD ", Tensor ids, Tensor? allowed=None) -> (Tensor, Tensor, Tensor)");
   m.def("head_nll(" FIXCLF_HEAD
         ", Tensor target, int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor)");
   m.def(
       "head_reduction_backward(Tensor softmax_grad, Tensor ids_grad, Tensor? uniform_grad, "
-      "Tensor logsumexp, " FIXCLF_HEAD ", Tensor ids, Tensor? mask=None) -> (Tensor, Tensor)");
+      "Tensor logsumexp, " FIXCLF_HEAD ", Tensor ids, Tensor? allowed=None) -> (Tensor, Tensor)");
   m.def("project_adjoint(Tensor g, Tensor? base, Tensor? signs, int[] geometry) -> Tensor");
 }
 

@@ -4,7 +4,7 @@
 #include "cpu/epilogues/argmax-inl.h"
 #include "cpu/epilogues/log_softmax-inl.h"
 #include "cpu/epilogues/logits-inl.h"
-#include "cpu/epilogues/logprob-inl.h"
+#include "cpu/epilogues/log_prob-inl.h"
 #include "cpu/epilogues/nll-inl.h"
 #include "cpu/epilogues/sample-inl.h"
 #include "cpu/epilogues/sigmoid-inl.h"

@@ -4,7 +4,7 @@
 #include "cuda/epilogues/argmax.cuh"
 #include "cuda/epilogues/log_softmax.cuh"
 #include "cuda/epilogues/logits.cuh"
-#include "cuda/epilogues/logprob.cuh"
+#include "cuda/epilogues/log_prob.cuh"
 #include "cuda/epilogues/nll.cuh"
 #include "cuda/epilogues/sample.cuh"
 #include "cuda/epilogues/sigmoid.cuh"

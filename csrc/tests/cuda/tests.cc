@@ -198,7 +198,7 @@ void test_values_unchecked() {
   got.targets = {50, 7};
   const Emulated run;
   CHECK(got.run(run));
-  CHECK(std::isnan(got.logprobs.get(0)) && !std::isnan(got.logprobs.get(1)));
+  CHECK(std::isnan(got.log_probs.get(0)) && !std::isnan(got.log_probs.get(1)));
   CHECK(std::isnan(got.logits.get(2)) && std::isnan(got.logits.get(3)));
   CHECK(std::isnan(got.losses.get(0)) && !std::isnan(got.losses.get(1)));
   Reductions nan(p, 5, 2);

@@ -7,7 +7,7 @@ row is enough to fill a GPU and a batch changes no bit of it.
 Bytes moved: N in a row (from the L2 cache for all chunks but one), 8 out a chunk; n/8 bytes of
 signs a block.
 
-`logprob_kernel`: merges the chunks of a row and subtracts. 8 bytes a chunk, 16 an id.
+`log_prob_kernel`: merges the chunks of a row and subtracts. 8 bytes a chunk, 16 an id.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def statistics_kernel(
     bias_ptr,
     base_ptr,
     signs_ptr,
-    mask_ptr,
+    allowed_ptr,
     ids_ptr,
     tops_ptr,
     totals_ptr,
     logits_ptr,
     batch,
     x_stride,
-    mask_stride,
+    allowed_stride,
     IDS_PER_ROW: tl.constexpr,
     block_count,
     first_row,
@@ -59,7 +59,7 @@ def statistics_kernel(
     CENTER_FROM: tl.constexpr,
     CENTER_OVER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
     HAS_IDS: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILES_PER_CHUNK: tl.constexpr,
@@ -107,7 +107,7 @@ def statistics_kernel(
                 LOG2_TILE,
             ),
             Classes(
-                first_row, class_count, bias_ptr, mask_ptr, mask_stride, rows, HAS_BIAS, HAS_MASK
+                first_row, class_count, bias_ptr, allowed_ptr, allowed_stride, rows, HAS_BIAS, HAS_ALLOWED
             ),
             first_slot + (chunk * TILES_PER_CHUNK + tile) * SLOTS,
             NORMALIZE,
@@ -128,12 +128,12 @@ def statistics_kernel(
 
 
 @triton.jit
-def logprob_kernel(
+def log_prob_kernel(
     tops_ptr,
     totals_ptr,
     ids_ptr,
     logits_ptr,
-    logprobs_ptr,
+    log_probs_ptr,
     logsumexp_ptr,
     IDS_PER_ROW: tl.constexpr,
     class_count,
@@ -153,5 +153,5 @@ def logprob_kernel(
         known = (wanted >= 0) & (wanted < class_count)
         logits = tl.load(logits_ptr + places, mask=inside & known, other=float("nan"))
         tl.store(logits_ptr + places, logits, mask=inside)
-        logprobs = tl.reshape(log_probability(logits[None, :], top, total), [IDS])
-        tl.store(logprobs_ptr + places, logprobs, mask=inside)
+        log_probs = tl.reshape(log_probability(logits[None, :], top, total), [IDS])
+        tl.store(log_probs_ptr + places, log_probs, mask=inside)

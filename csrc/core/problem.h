@@ -52,6 +52,11 @@ struct HeadProblem {
   int64_t* indices;        // TopK: [B, k]; ArgMax, Sample: [B]
   void* logits;            // LogProb: z at the ids, [B, ids_per_row] exact
   void* logsumexp;         // TopK, LogProb, Nll: [B] exact
+
+  // The bits of a row; null: all classes take part.
+  FIXCLF_INLINE const uint8_t* allowed_of(int64_t row) const {
+    return allowed == nullptr ? nullptr : allowed + (allowed_rows == 1 ? 0 : row) * allowed_bytes;
+  }
 };
 
 // The gradients of what the reductions derive from the logits: values at ids, the logsumexp and the

@@ -174,8 +174,7 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           z.y = y + row0;
           z.scale = static_cast<Real>(sign * stretch * scales[t]);
           z.bias = p.has_bias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
-          if (kAddend == kMasked)
-            z.allowed = p.allowed + (p.allowed_rows == 1 ? 0 : (row + t) * p.allowed_bytes);
+          if (kAddend == kMasked) z.allowed = p.allowed_of(row + t);
           z.allowed_bits = cb.class_end - cb.class_begin;
           z.first_class = first_class;
           z.count = length;

@@ -103,7 +103,7 @@ class HeadTile {
     Real* a = staged_ + t * room_;
     const uint8_t* allowed = nullptr;
     if (kAddend == kMasked) {
-      allowed = p_.allowed + (p_.allowed_rows == 1 ? 0 : rows_[t]) * p_.allowed_bytes;
+      allowed = p_.allowed_of(rows_[t]);
       bool any = epilogue.needs_forbidden();
       for_segments(cb, block, [&](int64_t first_class, int, int64_t, int64_t classes) {
         any = any || any_allowed(allowed, first_class, classes);

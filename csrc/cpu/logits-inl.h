@@ -177,8 +177,7 @@ __attribute__((noinline)) bool may_hold_nan(const HeadProblem& p, int64_t begin,
 template <class V>
 int64_t first_nan(const HeadProblem& p, int64_t row, int64_t begin, int64_t end) {
   const auto* bias = static_cast<const typename V::Real*>(p.bias);
-  const uint8_t* allowed =
-      p.allowed == nullptr ? nullptr : p.allowed + (p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes;
+  const uint8_t* allowed = p.allowed_of(row);
   for (int64_t i = begin; i < end; ++i)
     if (is_nan(bias[i]) && (allowed == nullptr || (allowed[i / 8] >> i % 8 & 1) != 0)) return i;
   return end;

@@ -116,8 +116,7 @@ struct RowGradient {
   __device__ void at_ids(const HeadArguments& head, int64_t row, int block, Body body) const {
     const HeadProblem& p = head.p;
     const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
-    const uint8_t* allowed =
-        p.allowed == nullptr ? nullptr : p.allowed + (p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes;
+    const uint8_t* allowed = p.allowed_of(row);
     for_halves(p.codebook, block, [&](int first_class, int sign) {
 #pragma unroll 1
       for (int m = 0; m < count; ++m) {

@@ -36,16 +36,15 @@ struct Logits {
     const int classes = static_cast<int>(p.codebook.class_end - p.codebook.class_begin);
     live = there ? live_elements(place, a.layout.width, first_class, classes) : 0;
     const auto* bias = p.has_bias ? static_cast<const Real*>(p.bias) : nullptr;
-    const uint8_t* allowed =
-        p.allowed == nullptr ? nullptr : p.allowed + (p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes;
+    const uint8_t* allowed = p.allowed_of(row);
 #pragma unroll
     for (int e = 0; e < kItem; ++e) {
       const bool is_class = (live >> e & 1) != 0;
       Real value = (y[e] - mean) * scale;
       if (bias != nullptr) value = fused(y[e] - mean, scale, is_class ? __ldg(bias + id(e)) : 0);
-      const bool allowed =
+      const bool takes_part =
           is_class && (allowed == nullptr || (__ldg(allowed + id(e) / 8) >> id(e) % 8 & 1) != 0);
-      z[e] = allowed ? value : kLowest<Real>;
+      z[e] = takes_part ? value : kLowest<Real>;
     }
   }
 

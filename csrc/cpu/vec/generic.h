@@ -136,9 +136,9 @@ struct Generic {
   }
 
   // One bit a lane from a comparison, lane 0 lowest.
-  static FIXCLF_INLINE uint32_t bits(I allowed) {
+  static FIXCLF_INLINE uint32_t bits(I mask) {
     uint32_t bits = 0;
-    for (int lane = 0; lane < kWidth; ++lane) bits |= (allowed[lane] & 1u) << lane;
+    for (int lane = 0; lane < kWidth; ++lane) bits |= (mask[lane] & 1u) << lane;
     return bits;
   }
   // v where the lane's bit is set, `other` elsewhere.

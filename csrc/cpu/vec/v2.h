@@ -13,8 +13,8 @@ struct Float : Generic<float, 4> {
   static constexpr int kCodelet = 3;
   static constexpr int kRadix = 3;
 
-  static FIXCLF_INLINE uint32_t bits(I allowed) {
-    return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(allowed)));
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
   }
   static FIXCLF_INLINE F max(F a, F b) { return _mm_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm_min_ps(a, b); }

@@ -51,8 +51,8 @@ struct Float : Generic<float, 8> {
   }
   static FIXCLF_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   static FIXCLF_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
-  static FIXCLF_INLINE uint32_t bits(I allowed) {
-    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(allowed)));
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
   }
   static FIXCLF_INLINE F load(const int8_t* p) {
     return _mm256_cvtepi32_ps(

@@ -68,8 +68,8 @@ struct Float : Generic<float, 16> {
     return _mm512_mask_xor_ps(v, static_cast<__mmask16>(bits >> kFirst), v,
                               reinterpret_cast<F>(sign_bits()));
   }
-  static FIXCLF_INLINE uint32_t bits(I allowed) {
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(allowed));
+  static FIXCLF_INLINE uint32_t bits(I mask) {
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
   }
   static FIXCLF_INLINE F where(uint32_t bits, F v, F other) {
     return _mm512_mask_mov_ps(other, static_cast<__mmask16>(bits), v);

@@ -85,9 +85,10 @@ message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA
 add_library(fixclf_cuda STATIC
   csrc/cuda/adjoint.cu
   csrc/cuda/head_double.cu
-  csrc/cuda/head_float.cu
+  csrc/cuda/head_single.cu
   csrc/cuda/transform.cu)
 target_link_libraries(fixclf_cuda PUBLIC fixclf_kernels CUDA::cudart_static)
+target_include_directories(fixclf_cuda PRIVATE ${fixclf_generated})
 set_target_properties(fixclf_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
 # Contraction is off, as on the CPU: every fused multiply-add is one that the source asks for.
 target_compile_options(fixclf_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>)

@@ -9,10 +9,23 @@ add_library(fixclf_kernels STATIC
 target_include_directories(fixclf_kernels PUBLIC ${PROJECT_SOURCE_DIR}/csrc)
 target_link_libraries(fixclf_kernels PUBLIC Threads::Threads)
 
+# Every epilogue of core/epilogue.def has a file of its name on each backend; these include them all.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/core/epilogue.def)
+file(STRINGS csrc/core/epilogue.def rows REGEX "^FIXCLF_EPILOGUE")
+set(fixclf_generated ${PROJECT_BINARY_DIR}/generated)
+foreach(row IN LISTS rows)
+  string(REGEX REPLACE "^[^\"]*\"([a-z_0-9]+)\".*$" "\\1" epilogue "${row}")
+  string(APPEND epilogues_cpu "#include \"cpu/epilogues/${epilogue}-inl.h\"\n")
+  string(APPEND epilogues_cuda "#include \"cuda/epilogues/${epilogue}.cuh\"\n")
+endforeach()
+file(CONFIGURE OUTPUT ${fixclf_generated}/epilogues_cpu.h CONTENT "${epilogues_cpu}" @ONLY)
+file(CONFIGURE OUTPUT ${fixclf_generated}/epilogues_cuda.h CONTENT "${epilogues_cuda}" @ONLY)
+
 # Kernels of one instruction set, as an object library.
 function(fixclf_add_isa name header)
   add_library(fixclf_${name} OBJECT ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cc)
-  target_include_directories(fixclf_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  target_include_directories(fixclf_${name} PRIVATE
+    ${PROJECT_SOURCE_DIR}/csrc ${fixclf_generated})
   target_compile_definitions(fixclf_${name} PRIVATE
     FIXCLF_ISA_NAME=${name} FIXCLF_ISA_HEADER="${header}")
   # Contraction is off: every fused multiply-add is one that the source asks for.
@@ -79,5 +92,5 @@ foreach(isa IN LISTS isas)
         -P ${PROJECT_SOURCE_DIR}/cmake/no_weak_symbols.cmake VERBATIM)
   endif()
 endforeach()
-file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/isas.def CONTENT "${chosen}" @ONLY)
-target_include_directories(fixclf_kernels PRIVATE ${PROJECT_BINARY_DIR}/generated)
+file(CONFIGURE OUTPUT ${fixclf_generated}/isas.def CONTENT "${chosen}" @ONLY)
+target_include_directories(fixclf_kernels PRIVATE ${fixclf_generated})

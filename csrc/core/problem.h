@@ -12,6 +12,19 @@ enum class Epilogue : int64_t {
 #undef FIXCLF_EPILOGUE
 };
 
+// Whether an epilogue writes one value a class.
+FIXCLF_INLINE bool is_map(Epilogue epilogue) {
+#define FIXCLF_MAP(enumerator) || epilogue == Epilogue::k##enumerator
+#define FIXCLF_REDUCTION(enumerator)
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) FIXCLF_##shape(enumerator)
+  return false
+#include "core/epilogue.def"
+      ;
+#undef FIXCLF_EPILOGUE
+#undef FIXCLF_REDUCTION
+#undef FIXCLF_MAP
+}
+
 // y = scale H_n x for each row, n = columns = 2^k, k <= kMaxLog2Order. y may be x.
 struct TransformProblem {
   ConstMatrix x;
@@ -66,7 +79,7 @@ struct HeadProblem {
 // A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients
 // are all 0 has dz = 0 whatever it holds.
 struct ReductionBackwardProblem {
-  HeadProblem head;          // as it was; `ids`, `logsumexp` and `allowed` hold what they held or got
+  HeadProblem head;  // as it was; `ids`, `logsumexp` and `allowed` hold what they held or got
   const void* softmax_grad;  // a: [B] exact
   const void* ids_grad;      // b: [B, ids_per_row] exact
   const void* uniform_grad;  // c: [B] exact; null: 0
@@ -94,6 +107,7 @@ struct BitShape {
   int64_t bytes_per_row = 0;
 };
 Status validate(const Codebook& codebook, BitShape base, BitShape signs);
+Status validate_map(int64_t epilogue);
 Status validate(const TransformProblem& problem);
 Status validate(const HeadProblem& problem);
 Status validate(const ReductionBackwardProblem& problem);

@@ -23,41 +23,36 @@ struct Float16 {
   uint16_t bits;
 };
 
-// The values are part of every binding's interface.
 enum class DType : int32_t {
-  kFloat32 = 0,
-  kBFloat16 = 1,
-  kFloat16 = 2,
-  kFloat64 = 3,
-  kInt8 = 4,  // features only
-  // Features only: eight of +-1 in a byte, little-endian bits, a set bit is -1, as in a codebook.
-  kSigns = 5,
+#define FIXCLF_DTYPE(enumerator, value, bytes, is_floating, name) k##enumerator = value,
+#include "core/dtype.def"
+#undef FIXCLF_DTYPE
 };
 
-FIXCLF_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
+namespace detail {
 
-FIXCLF_INLINE int64_t size_of(DType dtype) {
-  if (!is_floating(dtype)) return 1;
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
+struct DTypeFacts {
+  int bytes;
+  bool is_floating;
+  const char* name;
+};
 
-inline const char* name_of(DType dtype) {
+FIXCLF_INLINE DTypeFacts facts_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32:
-      return "float32";
-    case DType::kBFloat16:
-      return "bfloat16";
-    case DType::kFloat16:
-      return "float16";
-    case DType::kFloat64:
-      return "float64";
-    case DType::kInt8:
-      return "int8";
-    case DType::kSigns:
-      return "uint8 (packed signs)";
+#define FIXCLF_DTYPE(enumerator, value, bytes, is_floating, name) \
+  case DType::k##enumerator:                                      \
+    return {bytes, is_floating, name};
+#include "core/dtype.def"
+#undef FIXCLF_DTYPE
   }
-  return "an unknown dtype";
+  return {1, false, "an unknown dtype"};
 }
+
+}  // namespace detail
+
+FIXCLF_INLINE bool is_floating(DType dtype) { return detail::facts_of(dtype).is_floating; }
+FIXCLF_INLINE int64_t size_of(DType dtype) { return detail::facts_of(dtype).bytes; }
+inline const char* name_of(DType dtype) { return detail::facts_of(dtype).name; }
 
 // Ok, or one sentence that names the argument, what it was and what was expected.
 class Status {

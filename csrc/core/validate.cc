@@ -70,6 +70,18 @@ Status validate(const Codebook& cb, BitShape base, BitShape signs) {
   return {};
 }
 
+Status validate_map(int64_t epilogue) {
+  std::string maps;
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape)                                    \
+  if (is_map(Epilogue::k##enumerator)) {                                                   \
+    if (epilogue == value) return {};                                                      \
+    maps += std::string(maps.empty() ? "" : ", ") + std::to_string(value) + " (" name ")"; \
+  }
+#include "core/epilogue.def"
+#undef FIXCLF_EPILOGUE
+  return error("epilogue is ", epilogue, ", expected one of ", maps);
+}
+
 Status validate(const TransformProblem& p) {
   const int64_t n = p.x.columns;
   if (!is_floating(p.x.dtype))
@@ -88,7 +100,7 @@ namespace {
 // What every epilogue shares: features, alpha, bias.
 Status validate_inputs(const HeadProblem& p) {
   const Codebook& cb = p.codebook;
-  const int64_t classes = cb.class_end - cb.class_begin;
+  const int64_t classes = cb.computed();
   if (p.x.dtype == DType::kSigns && p.x.columns != (cb.features + 7) / 8)
     return error("x has ", p.x.columns, " bytes of packed signs in its last dimension, expected ",
                  (cb.features + 7) / 8, " for ", cb.features, " features");
@@ -112,47 +124,21 @@ Status validate_inputs(const HeadProblem& p) {
   return {};
 }
 
-bool is_map(Epilogue epilogue) {
-  switch (epilogue) {
-#define FIXCLF_IS_MAP_MAP return true;
-#define FIXCLF_IS_MAP_REDUCTION return false;
-#define FIXCLF_EPILOGUE(enumerator, value, name, shape) \
-  case Epilogue::k##enumerator:                         \
-    FIXCLF_IS_MAP_##shape
-#include "core/epilogue.def"
-#undef FIXCLF_EPILOGUE
-  }
-  return false;
-}
-
-Status validate_epilogue(Epilogue epilogue) {
-  switch (epilogue) {
-#define FIXCLF_EPILOGUE(enumerator, value, name, shape) case Epilogue::k##enumerator:
-#include "core/epilogue.def"
-#undef FIXCLF_EPILOGUE
-    return {};
-  }
-  return error("epilogue is ", static_cast<int64_t>(epilogue), ", which is not one of"
-#define FIXCLF_EPILOGUE(enumerator, value, name, shape) " " #value " (" name ")"
-#include "core/epilogue.def"
-#undef FIXCLF_EPILOGUE
-  );
-}
-
 Status validate_allowed_shape(const HeadProblem& p) {
   if (p.allowed == nullptr) return {};
-  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  const int64_t classes = p.codebook.computed();
   if (p.allowed_bytes != (classes + 7) / 8)
-    return error("allowed has rows of ", p.allowed_bytes, " bytes, expected ", (classes + 7) / 8, " for ",
-                 classes, " classes");
+    return error("allowed has rows of ", p.allowed_bytes, " bytes, expected ", (classes + 7) / 8,
+                 " for ", classes, " classes");
   if (p.allowed_rows != 1 && p.allowed_rows != p.x.rows)
-    return error("allowed has ", p.allowed_rows, " rows, expected 1 or ", p.x.rows, ", as many as x");
+    return error("allowed has ", p.allowed_rows, " rows, expected 1 or ", p.x.rows,
+                 ", as many as x");
   return {};
 }
 
 Status validate_allowed(const HeadProblem& p) {
   if (p.allowed == nullptr) return {};
-  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  const int64_t classes = p.codebook.computed();
   for (int64_t r = 0; r < p.allowed_rows; ++r) {
     const uint8_t* row = p.allowed + r * p.allowed_bytes;
     int64_t i = 0;
@@ -170,7 +156,7 @@ Status validate_label_smoothing(const HeadProblem& p) {
 }
 
 Status validate_ids(const HeadProblem& p, const char* name) {
-  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  const int64_t classes = p.codebook.computed();
   for (int64_t i = 0; i < p.x.rows * p.ids_per_row; ++i) {
     if (p.ids[i] >= 0 && p.ids[i] < classes) continue;
     if (p.epilogue == Epilogue::kNll && p.ids[i] == p.ignore_index) continue;
@@ -189,9 +175,10 @@ Status validate_out(const HeadProblem& p, DType dtype, int64_t columns) {
   return validate_rows("the output", p.out.rows, "x", p.x.rows);
 }
 
-Status validate_map(const HeadProblem& p) {
+Status validate_map_out(const HeadProblem& p) {
   const DType exact = accumulation_dtype(p.x.dtype);
-  if (p.allowed != nullptr) return error("allowed is given, but only reductions of the logits take one");
+  if (p.allowed != nullptr)
+    return error("allowed is given, but only reductions of the logits take one");
   if (p.out.dtype != exact && p.out.dtype != p.x.dtype)
     return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(exact),
                  !is_floating(p.x.dtype) || p.x.dtype == exact
@@ -199,13 +186,13 @@ Status validate_map(const HeadProblem& p) {
                      : std::string(" or ") + name_of(p.x.dtype));
   if (!is_floating(p.out.dtype))
     return error("the output dtype is ", name_of(p.out.dtype), ", expected ", name_of(exact));
-  return validate_out(p, p.out.dtype, p.codebook.class_end - p.codebook.class_begin);
+  return validate_out(p, p.out.dtype, p.codebook.computed());
 }
 
 Status validate_reduction(const HeadProblem& p) {
   if (Status status = validate_allowed_shape(p); !status.ok()) return status;
   const DType exact = accumulation_dtype(p.x.dtype);
-  const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+  const int64_t classes = p.codebook.computed();
   switch (p.epilogue) {
     case Epilogue::kTopK: {
       const int64_t most = classes < kMaxTopK ? classes : kMaxTopK;
@@ -219,17 +206,20 @@ Status validate_reduction(const HeadProblem& p) {
       if (p.allowed != nullptr) return error("allowed is given, but the loss is over all classes");
       if (Status status = validate_label_smoothing(p); !status.ok()) return status;
       return validate_out(p, exact, 1);
-    default:
+    case Epilogue::kArgMax:
+    case Epilogue::kSample:
       return {};
+    default:
+      return error("epilogue is ", static_cast<int64_t>(p.epilogue),
+                   ", which core/epilogue.def lacks");
   }
 }
 
 }  // namespace
 
 Status validate_shapes(const HeadProblem& p) {
-  if (Status status = validate_epilogue(p.epilogue); !status.ok()) return status;
   if (Status status = validate_inputs(p); !status.ok()) return status;
-  return is_map(p.epilogue) ? validate_map(p) : validate_reduction(p);
+  return is_map(p.epilogue) ? validate_map_out(p) : validate_reduction(p);
 }
 
 Status validate(const HeadProblem& p) {
@@ -254,9 +244,8 @@ Status validate(const AdjointProblem& p) {
   const Codebook& cb = p.codebook;
   if (!is_floating(p.g.dtype))
     return error("g is ", name_of(p.g.dtype), ", expected float32, bfloat16, float16 or float64");
-  if (p.g.columns != cb.class_end - cb.class_begin)
-    return error("g has ", p.g.columns, " classes in its last dimension, expected ",
-                 cb.class_end - cb.class_begin);
+  if (p.g.columns != cb.computed())
+    return error("g has ", p.g.columns, " classes in its last dimension, expected ", cb.computed());
   if (p.out.dtype != accumulation_dtype(p.g.dtype))
     return error("the output dtype is ", name_of(p.out.dtype), ", expected ",
                  name_of(accumulation_dtype(p.g.dtype)));

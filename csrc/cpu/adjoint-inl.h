@@ -87,7 +87,7 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
   for (int64_t row = begin; row < end; ++row) {
     const T* g = static_cast<const T*>(p.g.data) + row * p.g.stride;
     Real* out = static_cast<Real*>(p.out.data) + row * p.out.stride;
-    for (int64_t block = first_block(cb); block <= last_block(cb); ++block) {
+    for (int64_t block = cb.first_block(); block <= cb.last_block(); ++block) {
       clear<V>(y, adjoint_width(cb, rows_needed(cb, block)));
       for_segments(cb, block, [&](int64_t first, int sign, int64_t row0, int64_t count) {
         for_lanes<V>(count, [&](int64_t i, auto lanes) {
@@ -96,7 +96,7 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
           lanes.store(at, sign > 0 ? lanes.load(at) + value : lanes.load(at) - value);
         });
       });
-      block_adjoint<V>(cb, transposed, block, block != first_block(cb), y, a, out);
+      block_adjoint<V>(cb, transposed, block, block != cb.first_block(), y, a, out);
     }
   }
 }
@@ -136,18 +136,18 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
   using Real = typename V::Real;
   const HeadProblem& p = problem.head;
   const Codebook& cb = p.codebook;
-  const int64_t n = cb.features, room = padded_row<V>(cb.order());
+  const int64_t n = cb.features, stride = padded_row<V>(cb.order());
   const RowLoader<V> loader{p};
   const TransposedBase transposed(cb);
   Real* y = static_cast<Real*>(scratch);
-  Real* dz = y + room;
-  Real* a = dz + room;
-  Real* staged = a + room;
+  Real* dz = y + stride;
+  Real* a = dz + stride;
+  Real* staged = a + stride;
   const int64_t tile = loader.direct ? 1 : kRowTile;
   for (int64_t row = begin; row < end; row += tile) {
     const int count = static_cast<int>(end - row < tile ? end - row : tile);
     Real scales[kRowTile];
-    for (int t = 0; t < count; ++t) scales[t] = loader.load(row + t, staged + t * room, y);
+    for (int t = 0; t < count; ++t) scales[t] = loader.load(row + t, staged + t * stride, y);
     for (int64_t block = first; block <= last; ++block) {
       for (int t = 0; t < count; ++t) {
         Real* out = projected + (row + t - begin) * n;
@@ -164,7 +164,8 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           }
           continue;
         }
-        if (!loader.direct) block_rows<V>(cb, block, rows_needed(cb, block), staged + t * room, y);
+        if (!loader.direct)
+          block_rows<V>(cb, block, rows_needed(cb, block), staged + t * stride, y);
         const double stretch = cb.center ? center<V>(cb, y) : 1;
         clear<V>(dz, adjoint_width(cb, rows_needed(cb, block)));
         const F shift = V::set(static_cast<const Real*>(p.logsumexp)[row + t]);
@@ -175,7 +176,7 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           z.scale = static_cast<Real>(sign * stretch * scales[t]);
           z.bias = p.has_bias ? static_cast<const Real*>(p.bias) + first_class : nullptr;
           if (kAddend == kMasked) z.allowed = p.allowed_of(row + t);
-          z.allowed_bits = cb.class_end - cb.class_begin;
+          z.allowed_bits = cb.computed();
           z.first_class = first_class;
           z.count = length;
           Real* db = bias_grad == nullptr ? nullptr : bias_grad + first_class;

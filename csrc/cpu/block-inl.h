@@ -308,13 +308,12 @@ constexpr int kRowTile = 4;
 // shard; first_class counts from the shard's begin.
 template <class Body>
 FIXCLF_INLINE void for_segments(const Codebook& cb, int64_t block, Body body) {
-  const int64_t begin = cb.class_begin + cb.row_offset;
-  const int64_t end = cb.class_end + cb.row_offset;
+  const int64_t classes = cb.computed(), order = cb.order();
   for (int half = 0; half < (cb.negate ? 2 : 1); ++half) {
-    const int64_t base = block * cb.rows_per_block() + half * cb.order();
-    const int64_t first = begin > base ? begin : base;
-    const int64_t last = end < base + cb.order() ? end : base + cb.order();
-    if (first < last) body(first - begin, half == 0 ? 1 : -1, first - base, last - first);
+    const int64_t base = cb.class_at(block, half);
+    const int64_t first = base > 0 ? base : 0;
+    const int64_t last = base + order < classes ? base + order : classes;
+    if (first < last) body(first, half == 0 ? 1 : -1, first - base, last - first);
   }
 }
 
@@ -326,13 +325,6 @@ FIXCLF_INLINE int64_t rows_needed(const Codebook& cb, int64_t block) {
     if (first_row + count > rows) rows = first_row + count;
   });
   return rows;
-}
-
-FIXCLF_INLINE int64_t first_block(const Codebook& cb) {
-  return (cb.class_begin + cb.row_offset) / cb.rows_per_block();
-}
-FIXCLF_INLINE int64_t last_block(const Codebook& cb) {
-  return (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block();
 }
 
 }  // namespace

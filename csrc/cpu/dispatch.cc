@@ -95,8 +95,8 @@ int64_t grain(int64_t operations_per_row) {
 }
 
 int64_t operations_per_row(const Codebook& cb) {
-  const int64_t blocks = (cb.class_end - cb.class_begin) / cb.rows_per_block() + 1;
-  return cb.features + 4 * (cb.class_end - cb.class_begin) +
+  const int64_t blocks = (cb.computed()) / cb.rows_per_block() + 1;
+  return cb.features + 4 * (cb.computed()) +
          blocks * cb.order() * (cb.base_order / 4 + cb.log2 + 1);
 }
 
@@ -210,9 +210,8 @@ Status reduction_backward_as(const KernelTable& kernels, const ReductionBackward
                              const Parallel& parallel) {
   const HeadProblem& head = p.head;
   const Codebook& cb = head.codebook;
-  const int64_t n = cb.features, classes = cb.class_end - cb.class_begin;
-  const int64_t first = (cb.class_begin + cb.row_offset) / cb.rows_per_block();
-  const int64_t blocks = (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block() + 1 - first;
+  const int64_t n = cb.features, classes = cb.computed();
+  const int64_t first = cb.first_block(), blocks = cb.last_block() + 1 - first;
   const ReductionBackwardGrid grid(n, classes, blocks);
   auto* projected = static_cast<Real*>(p.projected.data);
   auto* bias_grad = static_cast<Real*>(p.bias_grad);

@@ -21,7 +21,7 @@ FIXCLF_INLINE bool is_direct(const Codebook& cb, DType dtype) {
 
 // Elements of one row of scratch: what is transformed, and room for whole vectors at its end.
 template <class V>
-int64_t row_room(const Codebook& cb, DType dtype) {
+int64_t row_stride(const Codebook& cb, DType dtype) {
   if (!is_direct(cb, dtype)) return padded_row<V>(cb.order());
   return padded_row<V>(fold_width<V>(cb.features, int64_t{1} << log2_ceil(rows_needed(cb, 0))));
 }

@@ -77,11 +77,10 @@ FIXCLF_INLINE void radix_pass(const typename V::Real* x, typename V::Real* y, in
 template <class V, int R, int kFirst = 0>
 FIXCLF_INLINE void load_codelet(const typename V::Real* x, typename V::F (&v)[1 << R],
                                 typename V::F one) {
+  constexpr int kLanes = kFirst < V::kLog2Width ? kFirst : V::kLog2Width;
 #pragma GCC unroll 64
-  for (int j = 0; j < 1 << R; ++j)
-    v[j] = lane_butterflies < V,
-    kFirst<V::kLog2Width ? kFirst : V::kLog2Width>(V::load(x + j * V::kWidth));
-  butterflies<V, R, (kFirst > V::kLog2Width ? kFirst - V::kLog2Width : 0)>(v, one);
+  for (int j = 0; j < 1 << R; ++j) v[j] = lane_butterflies<V, kLanes>(V::load(x + j * V::kWidth));
+  butterflies<V, R, kFirst - kLanes>(v, one);
 }
 
 // `count` of them, contiguous.
@@ -217,8 +216,8 @@ __attribute__((noinline, cold)) void transform_wide_row(const T* x, T* y, int k,
   const Real top = V::reduce_max(tops);
   // Sums are at most n top < 2^(k + 1 + the exponent of top).
   constexpr int kHighest = sizeof(Real) == 8 ? __DBL_MAX_EXP__ - 1 : __FLT_MAX_EXP__ - 1;
-  const int room = top > 0 ? kHighest - 1 - k - __builtin_ilogb(top) : 0;
-  const double factor = __builtin_ldexp(1, room < 0 ? room : 0);
+  const int headroom = top > 0 ? kHighest - 1 - k - __builtin_ilogb(top) : 0;
+  const double factor = __builtin_ldexp(1, headroom < 0 ? headroom : 0);
   for_lanes<V>(n, [&](int64_t i, auto lanes) {
     lanes.store(scratch + i, lanes.load(scratch + i) * static_cast<Real>(factor));
   });
@@ -253,8 +252,8 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
   const bool scale_fits =
       !(size > 0 && size < __builtin_huge_val()) || (size >= Range::kLeast && size <= Range::kMost);
   const bool in_place = p.x.data == p.y.data;
-  Real* const room = static_cast<Real*>(scratch);
-  T* const saved = reinterpret_cast<T*>(room + n);
+  Real* const spare = static_cast<Real*>(scratch);
+  T* const saved = reinterpret_cast<T*>(spare + n);
   const auto x = [&](int64_t row) { return static_cast<const T*>(p.x.data) + row * p.x.stride; };
   const auto y = [&](int64_t row) { return static_cast<T*>(p.y.data) + row * p.y.stride; };
   if (scale_fits && !in_place) {
@@ -264,7 +263,7 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
       whole(static_cast<const Real*>(p.x.data) + begin * n,
             static_cast<Real*>(p.y.data) + begin * n, k, end - begin, scale);
     } else {
-      for (int64_t row = begin; row < end; ++row) transform_row<V>(x(row), y(row), k, scale, room);
+      for (int64_t row = begin; row < end; ++row) transform_row<V>(x(row), y(row), k, scale, spare);
     }
     if (!overflowed()) return;
   }
@@ -291,10 +290,10 @@ void transform_rows(const TransformProblem& p, int64_t begin, int64_t end, void*
     }
     if (scale_fits) {
       clear_overflow();
-      transform_row<V>(source, y(row), k, scale, room);
+      transform_row<V>(source, y(row), k, scale, spare);
       if (!overflowed()) continue;
     }
-    transform_wide_row<V>(source, y(row), k, p.scale, room);
+    transform_wide_row<V>(source, y(row), k, p.scale, spare);
   }
 }
 

@@ -12,18 +12,18 @@
 #pragma once
 
 #include "core/problem.h"
-#include "cpu/epilogues/all-inl.h"
 #include "cpu/features-inl.h"
+#include "epilogues_cpu.h"
 
 namespace fixclf {
 namespace {
 
 // All classes of the shard come from one block, which therefore stays in scratch between passes.
-FIXCLF_INLINE bool is_resident(const Codebook& cb) { return first_block(cb) == last_block(cb); }
+FIXCLF_INLINE bool is_resident(const Codebook& cb) { return cb.first_block() == cb.last_block(); }
 
 template <class V>
 int64_t tile_scratch(const HeadProblem& p) {
-  return row_room<V>(p.codebook, p.x.dtype) * (is_resident(p.codebook) ? 2 : kRowTile + 1);
+  return row_stride<V>(p.codebook, p.x.dtype) * (is_resident(p.codebook) ? 2 : kRowTile + 1);
 }
 
 // The blocks of the shard in chunks of at least 2^15 classes, 32 chunks at most: so much work as is
@@ -31,7 +31,7 @@ int64_t tile_scratch(const HeadProblem& p) {
 struct Chunks {
   int64_t begin, end, size, count;
 
-  explicit Chunks(const Codebook& cb) : begin(first_block(cb)), end(last_block(cb) + 1) {
+  explicit Chunks(const Codebook& cb) : begin(cb.first_block()), end(cb.last_block() + 1) {
     constexpr int64_t kClasses = int64_t{1} << 15, kCount = 32;
     size = (kClasses + cb.rows_per_block() - 1) / cb.rows_per_block();
     const int64_t least = (end - begin + kCount - 1) / kCount;
@@ -47,8 +47,7 @@ struct Chunks {
 
 // The first class of the shard that lies in the block or after it.
 FIXCLF_INLINE int64_t class_of(const Codebook& cb, int64_t block) {
-  const int64_t first = block * cb.rows_per_block() - cb.row_offset - cb.class_begin;
-  const int64_t classes = cb.class_end - cb.class_begin;
+  const int64_t first = cb.class_at(block), classes = cb.computed();
   return first < 0 ? 0 : first < classes ? first : classes;
 }
 
@@ -74,9 +73,9 @@ class HeadTile {
       : p_(p),
         loader_{p},
         resident_(is_resident(p.codebook)),
-        room_(row_room<V>(p.codebook, p.x.dtype)),
+        row_stride_(row_stride<V>(p.codebook, p.x.dtype)),
         y_(static_cast<Real*>(scratch)),
-        staged_(y_ + room_),
+        staged_(y_ + row_stride_),
         open_(loader_.joined && resident_ && !p.codebook.negate && !p.codebook.center &&
               p.codebook.row_offset + p.codebook.class_begin < V::kWidth && Epilogue::kReadsOnce) {}
 
@@ -86,7 +85,7 @@ class HeadTile {
   // Reads the features of row `row`, the t-th of the tile; false where not all are finite.
   FIXCLF_INLINE bool load(int64_t row, int t) {
     rows_[t] = row;
-    scales_[t] = loader_.load(row, staged_ + t * room_, y_, open_);
+    scales_[t] = loader_.load(row, staged_ + t * row_stride_, y_, open_);
     return scales_[t] == scales_[t];
   }
 
@@ -100,7 +99,7 @@ class HeadTile {
  private:
   FIXCLF_INLINE void add_block(int pass, int64_t block, int t, Epilogue& epilogue) {
     const Codebook& cb = p_.codebook;
-    Real* a = staged_ + t * room_;
+    Real* a = staged_ + t * row_stride_;
     const uint8_t* allowed = nullptr;
     if (kAddend == kMasked) {
       allowed = p_.allowed_of(rows_[t]);
@@ -122,12 +121,12 @@ class HeadTile {
       segment.scale = static_cast<Real>(sign * stretch_ * scales_[t]);
       segment.bias = p_.has_bias ? static_cast<const Real*>(p_.bias) + first_class : nullptr;
       segment.allowed = allowed;
-      segment.allowed_bits = cb.class_end - cb.class_begin;
+      segment.allowed_bits = cb.computed();
       segment.first_class = first_class;
       segment.count = classes;
       segment.codelet = open_ ? loader_.codelet : -1;
       segment.first_row = row0;
-      segment.room = !resident_ ? nullptr : parts == 0 ? segment.y : a;
+      segment.spare = !resident_ ? nullptr : parts == 0 ? segment.y : a;
       ++parts;
     });
     for (int i = 0; i < parts; ++i)
@@ -137,7 +136,7 @@ class HeadTile {
   const HeadProblem& p_;
   const RowLoader<V> loader_;
   const bool resident_;
-  const int64_t room_;
+  const int64_t row_stride_;
   Real* const y_;
   Real* const staged_;
   const bool open_;  // the epilogue does the codelets of the transform
@@ -152,20 +151,20 @@ struct Head {
   using Real = typename V::Real;
   using Tile = HeadTile<V, Epilogue, kAddend>;
 
-  static int64_t room(const HeadProblem& p) { return round_up(Epilogue::room(p), 64); }
+  static int64_t own_scratch(const HeadProblem& p) { return round_up(Epilogue::scratch(p), 64); }
 
   static int64_t scratch(const HeadProblem& p) {
     return round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64) +
-           Tile::tile(p) * room(p);
+           Tile::tile(p) * own_scratch(p);
   }
 
   // Rows [begin, end), whole.
   static void rows(const HeadProblem& p, int64_t begin, int64_t end, void* scratch) {
     Tile tile(p, scratch);
-    char* rooms = static_cast<char*>(scratch) +
-                  round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64);
+    char* scratches = static_cast<char*>(scratch) +
+                      round_up(tile_scratch<V>(p) * static_cast<int64_t>(sizeof(Real)), 64);
     const Chunks chunks(p.codebook);
-    const int64_t step = Tile::tile(p), classes = p.codebook.class_end - p.codebook.class_begin;
+    const int64_t step = Tile::tile(p), classes = p.codebook.computed();
     const bool suspect = Epilogue::kTakesNaN && may_hold_nan<V>(p, 0, classes);
     for (int64_t row = begin; row < end; row += step) {
       const int count = static_cast<int>(end - row < step ? end - row : step);
@@ -173,7 +172,7 @@ struct Head {
       Epilogue* epilogues[kRowTile];
       for (int t = 0; t < count; ++t) {
         const bool live =
-            objects[t].start(p, row + t, rooms + t * room(p)) && tile.load(row + t, t);
+            objects[t].start(p, row + t, scratches + t * own_scratch(p)) && tile.load(row + t, t);
         if (suspect) take_nan(p, row + t, 0, classes, objects[t]);
         epilogues[t] = live ? &objects[t] : nullptr;
       }
@@ -194,7 +193,7 @@ struct Head {
     bool live;
   };
   static int64_t state_bytes(const HeadProblem& p) {
-    return round_up(static_cast<int64_t>(sizeof(State)), 64) + room(p);
+    return round_up(static_cast<int64_t>(sizeof(State)), 64) + own_scratch(p);
   }
   static State& state(const HeadProblem& p, int64_t chunk, int t, char* states) {
     return *reinterpret_cast<State*>(states +
@@ -219,9 +218,10 @@ struct Head {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         State& mine = state(p, chunk, t, states);
         mine.epilogue = Epilogue();
-        mine.live = mine.epilogue.start(
-                        p, row + t, reinterpret_cast<char*>(&mine) + state_bytes(p) - room(p)) &&
-                    finite;
+        mine.live =
+            mine.epilogue.start(p, row + t,
+                                reinterpret_cast<char*>(&mine) + state_bytes(p) - own_scratch(p)) &&
+            finite;
       }
     }
     for (int64_t chunk = begin; chunk < end; ++chunk) {

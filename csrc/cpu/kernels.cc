@@ -90,7 +90,7 @@ double largest_logit_of(const HeadProblem& p) {
   if (!p.has_bias) return scale;
   const auto* bias = static_cast<const typename V::Real*>(p.bias);
   F largest = {};
-  for_lanes<V>(p.codebook.class_end - p.codebook.class_begin, [&](int64_t i, auto lanes) {
+  for_lanes<V>(p.codebook.computed(), [&](int64_t i, auto lanes) {
     largest = V::max(largest, V::abs(lanes.load(bias + i)));
   });
   return scale + V::reduce_max(largest);
@@ -151,8 +151,8 @@ void reduction_backward_of(const ReductionBackwardProblem& p, const ReductionBac
                            void* scratch) {
   using Real = typename V::Real;
   const auto kernel = p.head.allowed != nullptr ? reduction_backward_part<V, kMasked>
-                      : p.head.has_bias      ? reduction_backward_part<V, kBias>
-                                             : reduction_backward_part<V, kNothing>;
+                      : p.head.has_bias         ? reduction_backward_part<V, kBias>
+                                                : reduction_backward_part<V, kNothing>;
   kernel(p, part.row_begin, part.row_end, part.first_block, part.last_block,
          static_cast<Real*>(part.projected), static_cast<Real*>(part.bias_grad), scratch);
 }

@@ -27,16 +27,16 @@ struct Segment {
   // W x and the scale are finite: only a bias makes a NaN.
   static constexpr bool kMayBeNaN = kAddend != kNothing;
 
-  Real* y;  // may be overwritten, with whole vectors of room: `room` says where to
+  Real* y;  // may be overwritten, with whole vectors of padding: `spare` says where to
   Real scale;
-  const Real* bias;     // of the first class of this segment
+  const Real* bias;        // of the first class of this segment
   const uint8_t* allowed;  // of the row
   int64_t allowed_bits;
   int64_t first_class;  // of the classes computed
   int64_t count;
   // Where the epilogue may keep one value a class from one pass to the next; null when the segment
   // will have been recomputed by then. It may be y itself.
-  Real* room;
+  Real* spare;
   // If not negative, y is not transformed to the end: each 2^codelet vectors lack their stages. It
   // starts at row first_row < V::kWidth of the block. Only for epilogues that ask for the logits
   // once (kReadsOnce), with kOnce.
@@ -50,7 +50,7 @@ struct Segment {
     if (bias != nullptr) part.bias += begin;
     part.first_class += begin;
     part.count = size;
-    part.room = nullptr;
+    part.spare = nullptr;
     return part;
   }
 
@@ -316,7 +316,7 @@ struct EpilogueDefaults {
   static constexpr bool kTakesNaN = false;
   void take_nan(int64_t /*id*/) {}
   // Bytes beside the object, for each row.
-  static constexpr int64_t room(const HeadProblem&) { return 0; }
+  static constexpr int64_t scratch(const HeadProblem&) { return 0; }
   static constexpr int passes(bool /*resident*/) { return 1; }
   // Whether for_logits or for_exponentials is called once for each segment of one block.
   static constexpr bool kReadsOnce = false;
@@ -340,7 +340,7 @@ struct MapDefaults : EpilogueDefaults {
   int64_t columns;
 
   // False where the row needs no logits; invalid() then writes its results.
-  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+  bool start(const HeadProblem& p, int64_t row, void* /*scratch*/) {
     out = static_cast<Out*>(p.out.data) + row * p.out.stride;
     columns = p.out.columns;
     return true;

@@ -75,7 +75,7 @@ template <class Real>
 Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
                               const Workspace& workspace, cudaStream_t stream) {
   const Codebook& cb = p.head.codebook;
-  const int64_t rows = p.head.x.rows, classes = cb.class_end - cb.class_begin;
+  const int64_t rows = p.head.x.rows, classes = cb.computed();
   AdjointArguments a{{p.head, alpha, Layout(cb), 0, rows, 1, 0, nullptr, 0, false}};
   a.softmax_grad = p.softmax_grad;
   a.ids_grad = p.ids_grad;
@@ -124,8 +124,8 @@ Status reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
   if (Status status = check_order(p.head.codebook); !status.ok()) return status;
   if (p.head.x.rows == 0) {
     if (p.bias_grad == nullptr) return {};
-    const int64_t bytes = (p.head.codebook.class_end - p.head.codebook.class_begin) *
-                          size_of(accumulation_dtype(p.head.x.dtype));
+    const int64_t bytes =
+        (p.head.codebook.computed()) * size_of(accumulation_dtype(p.head.x.dtype));
     return status_of(cudaMemsetAsync(p.bias_grad, 0, static_cast<size_t>(bytes), stream));
   }
   return p.head.x.dtype == DType::kFloat64

@@ -47,30 +47,30 @@ __device__ inline Real load_gradient(const ConstMatrix& g, int64_t row, int i) {
   return load_one<Real>(from, g.dtype, i);
 }
 
+// Where a chunk's sum of a row goes; null for a group without a row.
+template <class Real>
+__device__ inline Real* output_of(const AdjointArguments& a, const Work<Real>& work) {
+  const int64_t place = (work.row - a.head.row_begin) * a.head.chunks + work.chunk;
+  return work.active ? static_cast<Real*>(a.out) + place * a.head.p.codebook.features : nullptr;
+}
+
 template <class Real>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) adjoint_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
   const Codebook& cb = head.p.codebook;
-  const Shared<Real> shared(shared_memory(), head.layout, 0);
-  const Group group(head.layout.threads, shared.scratch());
-  const int64_t wanted = head.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
-  const bool active = wanted < head.row_end;
-  const int64_t row = active ? wanted : head.row_end - 1;
-  const int chunk = static_cast<int>(blockIdx.y);
-  const int begin = chunk_begin(head.layout.blocks, head.chunks, chunk);
-  const int end = chunk_begin(head.layout.blocks, head.chunks, chunk + 1);
-  Block<Real> block(group, head.layout, cb, shared.row(group.index()));
-  Real* out =
-      static_cast<Real*>(a.out) + ((row - head.row_begin) * head.chunks + chunk) * cb.features;
-  if (!active) out = nullptr;
-  for (int i = begin; i < end; ++i) {
+  const Work<Real> work(head);
+  const Group& group = work.group;
+  const int64_t row = work.row;
+  Block<Real> block(group, head.layout, cb, work.memory());
+  Real* const out = output_of(a, work);
+  for (int i = work.begin; i < work.end; ++i) {
     const int number = head.layout.first_block + i;
     block.places([&](const Place& place, bool there) {
       if (!there) return;
       Real d[kItem] = {};
       for_halves(cb, number, [&](int first_class, int sign) {
-        const uint32_t live = live_elements(place, head.layout.width, first_class,
-                                            static_cast<int>(cb.class_end - cb.class_begin));
+        const uint32_t live =
+            live_elements(place, head.layout.width, first_class, static_cast<int>(cb.computed()));
 #pragma unroll
         for (int e = 0; e < kItem; ++e) {
           if ((live >> e & 1) == 0) continue;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) adjoint_kernel(const Adjoin
       block.put(place, d);
     });
     if (cb.center) center_gradients(group, cb, head.layout.width, block);
-    block.transposed(number, i > begin, out);
+    block.transposed(number, i > work.begin, out);
   }
 }
 
@@ -115,7 +115,7 @@ struct RowGradient {
   template <class Body>
   __device__ void at_ids(const HeadArguments& head, int64_t row, int block, Body body) const {
     const HeadProblem& p = head.p;
-    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+    const int64_t classes = p.codebook.computed();
     const uint8_t* allowed = p.allowed_of(row);
     for_halves(p.codebook, block, [&](int first_class, int sign) {
 #pragma unroll 1
@@ -134,22 +134,15 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     reduction_projected_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
   const Codebook& cb = head.p.codebook;
-  const Shared<Real> shared(shared_memory(), head.layout, 0);
-  const Group group(head.layout.threads, shared.scratch());
-  const int64_t wanted = head.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
-  const bool active = wanted < head.row_end;
-  const int64_t row = active ? wanted : head.row_end - 1;
-  const int chunk = static_cast<int>(blockIdx.y);
-  const int begin = chunk_begin(head.layout.blocks, head.chunks, chunk);
-  const int end = chunk_begin(head.layout.blocks, head.chunks, chunk + 1);
+  const Work<Real> work(head);
+  const Group& group = work.group;
+  const int64_t row = work.row;
   Row<Real> x(cb, head.p.x, row);
   x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
   const RowGradient<Real> gradient(a, row);
-  Block<Real> block(group, head.layout, cb, shared.row(group.index()));
-  Real* out =
-      static_cast<Real*>(a.out) + ((row - head.row_begin) * head.chunks + chunk) * cb.features;
-  if (!active) out = nullptr;
-  for (int i = begin; i < end; ++i) {
+  Block<Real> block(group, head.layout, cb, work.memory());
+  Real* const out = output_of(a, work);
+  for (int i = work.begin; i < work.end; ++i) {
     const int number = head.layout.first_block + i;
     block.prepare(x, number);
     const Scaling<Real> scaling(head, group, block, x.scale);
@@ -178,7 +171,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
       });
     group.sync();
     if (cb.center) center_gradients(group, cb, head.layout.width, block);
-    block.transposed(number, i > begin, out);
+    block.transposed(number, i > work.begin, out);
   }
 }
 
@@ -196,7 +189,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   const int slice = static_cast<int>(blockIdx.y);
   const int64_t begin = head.p.x.rows * slice / a.slices;
   const int64_t end = head.p.x.rows * (slice + 1) / a.slices;
-  Real* const out = static_cast<Real*>(a.bias_grad) + slice * (cb.class_end - cb.class_begin);
+  Real* const out = static_cast<Real*>(a.bias_grad) + slice * (cb.computed());
   Block<Real> block(group, head.layout, cb, shared.row(group.index()));
   for (int64_t row = begin; row < end; ++row) {
     Row<Real> x(cb, head.p.x, row);

@@ -29,20 +29,15 @@ struct Layout {
   int threads;  // of a row's group
   int first_block, blocks;
 
-  static int64_t first_of(const Codebook& cb) {
-    return (cb.class_begin + cb.row_offset) / cb.rows_per_block();
-  }
   explicit Layout(const Codebook& cb) {
     base = static_cast<int>(cb.base_order);
     log2 = static_cast<int>(cb.log2);
-    first_block = static_cast<int>(first_of(cb));
-    const int64_t last = (cb.class_end - 1 + cb.row_offset) / cb.rows_per_block();
-    blocks = static_cast<int>(last) - first_block + 1;
+    first_block = static_cast<int>(cb.first_block());
+    blocks = static_cast<int>(cb.last_block()) - first_block + 1;
     folds = 1;
     if (blocks == 1 && base == 1) {
-      const int64_t order = cb.order(), from = first_block * cb.rows_per_block();
-      const int64_t begin = cb.class_begin + cb.row_offset - from;
-      const int64_t end = cb.class_end + cb.row_offset - from;
+      const int64_t order = cb.order(), begin = -cb.class_at(first_block);
+      const int64_t end = begin + cb.computed();
       int64_t rows = end <= order ? end : begin < order ? order : end - order;
       if (cb.center) rows = cb.row_offset + cb.classes;
       while (folds < kMaxFolds && log2 > kItemLog2 && rows <= int64_t{1} << (log2 - 1)) {
@@ -245,11 +240,10 @@ class Block {
 // of the block is class first_class + i, counted from the shard's begin, with the sign +-1.
 template <class Body>
 __device__ inline void for_halves(const Codebook& cb, int block, Body body) {
-  const int64_t classes = cb.class_end - cb.class_begin;
+  const int64_t classes = cb.computed();
 #pragma unroll 1
   for (int half = 0; half < (cb.negate ? 2 : 1); ++half) {
-    const int64_t first =
-        block * cb.rows_per_block() + half * cb.order() - cb.row_offset - cb.class_begin;
+    const int64_t first = cb.class_at(block, half);
     if (first < classes && first + cb.order() > 0)
       body(static_cast<int>(first), half == 0 ? 1 : -1);
   }

@@ -9,7 +9,7 @@
 // Limits: order up to 32768 (16384 in float64) by shared memory.
 #pragma once
 
-#include "cuda/epilogues/all.cuh"
+#include "epilogues_cuda.h"
 
 namespace fixclf::cuda {
 
@@ -83,6 +83,29 @@ __device__ inline void for_logits(const HeadArguments& a, int64_t row, const Blo
   });
 }
 
+// What a group of a CTA works on: a row, and the blocks [begin, end) of a chunk, counted from the
+// first. A group without a row of its own repeats the last one and keeps the results for itself.
+template <class Real>
+struct Work {
+  Shared<Real> shared;
+  Group group;
+  bool active;
+  int64_t row;
+  int chunk, begin, end;
+
+  __device__ explicit Work(const HeadArguments& a)
+      : shared(shared_memory(), a.layout, a.area), group(a.layout.threads, shared.scratch()) {
+    const int64_t wanted = a.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
+    active = wanted < a.row_end;
+    row = active ? wanted : a.row_end - 1;
+    chunk = static_cast<int>(blockIdx.y);
+    begin = chunk_begin(a.layout.blocks, a.chunks, chunk);
+    end = chunk_begin(a.layout.blocks, a.chunks, chunk + 1);
+  }
+  __device__ Real* memory() const { return shared.row(group.index()); }
+  __device__ char* area() const { return shared.area_of(group.index()); }
+};
+
 template <class State, class Real>
 struct Partial {
   State state;
@@ -97,18 +120,15 @@ template <class Real, template <class> class Epilogue>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) head_kernel(const HeadArguments a) {
   using E = Epilogue<Real>;
   using State = typename E::State;
-  const Shared<Real> shared(shared_memory(), a.layout, a.area);
-  const Group group(a.layout.threads, shared.scratch());
-  const int64_t wanted = a.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
-  const bool active = wanted < a.row_end;
-  const int64_t row = active ? wanted : a.row_end - 1;
-  const int chunk = static_cast<int>(blockIdx.y);
-  const int begin = chunk_begin(a.layout.blocks, a.chunks, chunk);
-  const int end = chunk_begin(a.layout.blocks, a.chunks, chunk + 1);
+  const Work<Real> work(a);
+  const Group& group = work.group;
+  const bool active = work.active;
+  const int64_t row = work.row;
+  const int begin = work.begin, end = work.end;
   Row<Real> x(a.p.codebook, a.p.x, row);
   x.normalise(group, static_cast<const Real*>(a.alpha), a.p.normalize);
-  Block<Real> block(group, a.layout, a.p.codebook, shared.row(group.index()));
-  E epilogue(a, row, group, shared.area_of(group.index()));
+  Block<Real> block(group, a.layout, a.p.codebook, work.memory());
+  E epilogue(a, row, group, work.area());
 
   // Pass 0 adds to the state; pass 1 writes a map's outputs. What a single block has left in shared
   // memory serves both.
@@ -133,7 +153,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) head_kernel(const HeadArgum
     if (pass == 1) return;
     state = group.reduce(epilogue.state, State::join);
     if (a.chunks == 1) continue;
-    char* const partial = partial_of(a, row, chunk);
+    char* const partial = partial_of(a, row, work.chunk);
     epilogue.save(partial + sizeof(Partial<State, Real>), active);
     if (active && group.rank() == 0)
       *reinterpret_cast<Partial<State, Real>*>(partial) = {state, x.scale};
@@ -148,12 +168,10 @@ template <class Real, template <class> class Epilogue>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) merge_kernel(const HeadArguments a) {
   using E = Epilogue<Real>;
   using State = typename E::State;
-  const Shared<Real> shared(shared_memory(), a.layout, a.area);
-  const Group group(a.layout.threads, shared.scratch());
-  const int64_t wanted = a.row_begin + int64_t{blockIdx.x} * shared.groups() + group.index();
-  const bool active = wanted < a.row_end;
-  const int64_t row = active ? wanted : a.row_end - 1;
-  E epilogue(a, row, group, shared.area_of(group.index()));
+  const Work<Real> work(a);
+  const Group& group = work.group;
+  const int64_t row = work.row;
+  E epilogue(a, row, group, work.area());
   char* const partials = partial_of(a, row, 0);
   State state;
   for (int chunk = group.rank(); chunk < a.chunks; chunk += group.threads()) {
@@ -165,11 +183,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) merge_kernel(const HeadArgu
   state = group.reduce(state, State::join);
   if constexpr (E::kMap) {
     group.sync();
-    if (active && group.rank() == 0) *reinterpret_cast<State*>(partials) = state;
+    if (work.active && group.rank() == 0) *reinterpret_cast<State*>(partials) = state;
   } else {
     for (int chunk = 0; chunk < a.chunks; ++chunk)
       epilogue.join_saved(partials + chunk * a.partial_bytes + sizeof(Partial<State, Real>));
-    epilogue.finish(state, scale == scale, active);
+    epilogue.finish(state, scale == scale, work.active);
   }
 }
 

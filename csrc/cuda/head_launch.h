@@ -1,4 +1,4 @@
-// Starts the kernels of one accumulation dtype; head_float.cu and head_double.cu instantiate it.
+// Starts the kernels of one accumulation dtype; head_single.cu and head_double.cu instantiate it.
 #pragma once
 
 #include "cuda/head.cuh"
@@ -6,8 +6,8 @@
 
 namespace fixclf::cuda {
 
-Status head_float(const HeadProblem& p, const void* alpha, const Workspace& workspace,
-                  cudaStream_t stream);
+Status head_single(const HeadProblem& p, const void* alpha, const Workspace& workspace,
+                   cudaStream_t stream);
 Status head_double(const HeadProblem& p, const void* alpha, const Workspace& workspace,
                    cudaStream_t stream);
 

@@ -33,7 +33,7 @@ struct Logits {
                     bool there, int first_class, Real scale, Real mean)
       : z(y), first(first_class + place.first), shift(place.shift) {
     const HeadProblem& p = a.p;
-    const int classes = static_cast<int>(p.codebook.class_end - p.codebook.class_begin);
+    const int classes = static_cast<int>(p.codebook.computed());
     live = there ? live_elements(place, a.layout.width, first_class, classes) : 0;
     const auto* bias = p.has_bias ? static_cast<const Real*>(p.bias) : nullptr;
     const uint8_t* allowed = p.allowed_of(row);
@@ -181,7 +181,7 @@ struct Reduction {
   __device__ void write(const Logits<Real>&, const State&) {}
   __device__ void save(void*, bool) {}
   __device__ void join_saved(const void*) {}
-  __device__ int64_t classes() const { return a.p.codebook.class_end - a.p.codebook.class_begin; }
+  __device__ int64_t classes() const { return a.p.codebook.computed(); }
 };
 
 }  // namespace fixclf::cuda

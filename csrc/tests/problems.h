@@ -160,7 +160,7 @@ struct Case {
     cb.class_end = coin() ? cb.classes : pick(cb.class_begin + 1, cb.classes);
   }
 
-  int64_t shard() const { return cb.class_end - cb.class_begin; }
+  int64_t shard() const { return cb.computed(); }
 
   Status validate() const { return fixclf::validate(cb, base_shape(), signs_shape()); }
 
@@ -341,7 +341,7 @@ struct Reductions {
         ids(static_cast<size_t>(p.x.rows * ids_per_row)),
         targets(argmax.size()),
         seeds(argmax.size()) {
-    const int64_t classes = p.codebook.class_end - p.codebook.class_begin;
+    const int64_t classes = p.codebook.computed();
     common.k = k;
     for (auto& id : ids) id = pick(0, classes - 1);
     for (auto& target : targets) target = pick(0, 9) == 0 ? -100 : pick(0, classes - 1);
@@ -490,7 +490,8 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
     allowed[r * allowed_bytes] |= 1;
   }
   const auto allowed = [&](int64_t r, int64_t i) {
-    return !masked || (allowed[(allowed_rows == 1 ? 0 : r) * allowed_bytes + i / 8] >> i % 8 & 1) != 0;
+    return !masked ||
+           (allowed[(allowed_rows == 1 ? 0 : r) * allowed_bytes + i / 8] >> i % 8 & 1) != 0;
   };
   ReductionBackwardProblem p{};
   p.head.codebook = c.cb;

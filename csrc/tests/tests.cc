@@ -79,7 +79,7 @@ void test_chunks() {
   p.x = x.matrix();
   p.alpha = 7;
   p.normalize = true;
-  const int64_t classes = cb.class_end - cb.class_begin;
+  const int64_t classes = cb.computed();
   std::vector<uint8_t> allowed(static_cast<size_t>((classes + 7) / 8));
   for (auto& byte : mask) byte = pick(0, 50) == 0 ? 0x42 : 0;
   allowed[3] = 1;

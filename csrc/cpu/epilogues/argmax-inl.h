@@ -14,7 +14,7 @@ struct ArgMaxEpilogue : EpilogueDefaults {
   Best<V> best;
   int64_t* index;
 
-  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+  bool start(const HeadProblem& p, int64_t row, void* /*scratch*/) {
     index = p.indices + row;
     return true;
   }

@@ -18,7 +18,7 @@ struct LogProbEpilogue : EpilogueDefaults {
   Real* out;
   Real* logsumexp;
 
-  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+  bool start(const HeadProblem& p, int64_t row, void* /*scratch*/) {
     count = p.ids_per_row;
     ids = p.ids + row * count;
     logits = static_cast<Real*>(p.logits) + row * count;

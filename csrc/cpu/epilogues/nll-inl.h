@@ -22,9 +22,9 @@ struct NllEpilogue : EpilogueDefaults {
   Real* loss;
   Real* logsumexp;
 
-  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+  bool start(const HeadProblem& p, int64_t row, void* /*scratch*/) {
     target = p.ids[row];
-    classes = p.codebook.class_end - p.codebook.class_begin;
+    classes = p.codebook.computed();
     smoothing = p.label_smoothing;
     loss = static_cast<Real*>(p.out.data) + row * p.out.stride;
     logsumexp = static_cast<Real*>(p.logsumexp) + row;

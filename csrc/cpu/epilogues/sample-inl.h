@@ -21,7 +21,7 @@ struct SampleEpilogue : EpilogueDefaults {
   int64_t* index;
   uint32_t key[2];
 
-  bool start(const HeadProblem& p, int64_t row, void* /*room*/) {
+  bool start(const HeadProblem& p, int64_t row, void* /*scratch*/) {
     index = p.indices + row;
     // splitmix64 (Steele, Lea and Flood 2014): neighbouring seeds get unrelated keys.
     uint64_t x = static_cast<uint64_t>(p.ids[row]) + 0x9e3779b97f4a7c15;

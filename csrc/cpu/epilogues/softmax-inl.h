@@ -22,9 +22,9 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
   static constexpr bool kBackwards = true;
   static constexpr int passes(bool resident) { return resident ? 3 : 2; }
 
-  bool start(const HeadProblem& p, int64_t row, void* room) {
+  bool start(const HeadProblem& p, int64_t row, void* scratch) {
     bounded = p.largest_logit <= kLargestExponent;
-    return MapDefaults<V, Out>::start(p, row, room);
+    return MapDefaults<V, Out>::start(p, row, scratch);
   }
 
   FIXCLF_INLINE typename V::Real inverse_sum() const {
@@ -34,18 +34,18 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
   template <class Logits>
   FIXCLF_INLINE void segment(int pass, const Logits& z) {
     Out* to = this->out + z.first_class;
-    typename V::Real* const room = z.room;
+    typename V::Real* const scratch = z.spare;
     LogSumExp<V>& total = lse.total;
     if (pass == 0 && bounded) {
       lse.chunk.max = total.max = 0;
-      if (room == nullptr) {
+      if (scratch == nullptr) {
         lse.chunk.sum += z.for_exponentials([](int64_t, F, auto) {});
       } else {
         total.sum +=
             z.for_exponentials([&](int64_t i, F e, auto lanes)
-                                   __attribute__((always_inline)) { lanes.store(room + i, e); });
+                                   __attribute__((always_inline)) { lanes.store(scratch + i, e); });
       }
-    } else if (room == nullptr) {
+    } else if (scratch == nullptr) {
       if (pass == 0) {
         lse.chunk.add(z);
         return;
@@ -68,17 +68,18 @@ struct SoftmaxEpilogue : MapDefaults<V, Out> {
       LongSum<V> terms;
       z.for_logits(z.kLowest, [&](int64_t i, F value, auto) __attribute__((always_inline)) {
         const F e = exp<V>(value - shift);
-        V::store(room + i, e);
+        V::store(scratch + i, e);
         terms.add(e);
       });
       total.sum += terms.value();
     } else if (pass == 2) {
       const F inverse = V::set(inverse_sum());
       const int64_t head = to_line<V>(to, z.count);
-      for_lanes<V>(
-          head, [&](int64_t i, auto lanes) { lanes.store(to + i, V::load(room + i) * inverse); });
+      for_lanes<V>(head, [&](int64_t i, auto lanes) {
+        lanes.store(to + i, V::load(scratch + i) * inverse);
+      });
       for_lanes<V>(z.count - head, [&](int64_t i, auto lanes) {
-        lanes.store(to + head + i, V::load(room + head + i) * inverse);
+        lanes.store(to + head + i, V::load(scratch + head + i) * inverse);
       });
     }
   }

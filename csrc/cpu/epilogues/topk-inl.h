@@ -29,10 +29,10 @@ struct TopKEpilogue : EpilogueDefaults {
   int64_t* indices;
   Real* logsumexp;
 
-  static int64_t room(const HeadProblem& p) { return p.k * static_cast<int64_t>(sizeof(Entry)); }
+  static int64_t scratch(const HeadProblem& p) { return p.k * static_cast<int64_t>(sizeof(Entry)); }
 
-  bool start(const HeadProblem& p, int64_t row, void* room) {
-    heap = static_cast<Entry*>(room);
+  bool start(const HeadProblem& p, int64_t row, void* scratch) {
+    heap = static_cast<Entry*>(scratch);
     size = 0;
     k = p.k;
     bounded = false;

@@ -93,7 +93,6 @@ struct Generic {
   static constexpr int kPowerBits = 0;
   static FIXCLF_INLINE I power(I) { return I{}; }
 
-  static FIXCLF_INLINE I to_int(F v) { return __builtin_convertvector(v, I); }
   static FIXCLF_INLINE F from_int(I v) { return __builtin_convertvector(v, F); }
 
   // The lane that differs from this one in `bit` of its number.

@@ -65,7 +65,7 @@ void test_chunks() {
   cb.signs = signs.data();
   cb.classes = cb.class_end = blocks * cb.rows_per_block() - cb.row_offset;
   cb.class_begin = pick(0, std::min<int64_t>(cb.classes - 1, 100));
-  const int64_t classes = cb.class_end - cb.class_begin, rows = 5;
+  const int64_t classes = cb.computed(), rows = 5;
   Features x(kDTypes[pick(0, 5)], rows, cb.features, 1);
   const DType exact = accumulation_dtype(x.dtype);
   HeadProblem p{};

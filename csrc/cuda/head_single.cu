@@ -2,8 +2,8 @@
 
 namespace fixclf::cuda {
 
-Status head_float(const HeadProblem& p, const void* alpha, const Workspace& workspace,
-                  cudaStream_t stream) {
+Status head_single(const HeadProblem& p, const void* alpha, const Workspace& workspace,
+                   cudaStream_t stream) {
   return run_head<float>(p, alpha, workspace, stream);
 }
 
@@ -15,7 +15,7 @@ Status head(const HeadProblem& p, const void* alpha, const Workspace& workspace,
   if (Status status = check_order(p.codebook); !status.ok()) return status;
   if (p.x.rows == 0) return {};
   return p.x.dtype == DType::kFloat64 ? head_double(checked, alpha, workspace, stream)
-                                      : head_float(checked, alpha, workspace, stream);
+                                      : head_single(checked, alpha, workspace, stream);
 }
 
 }  // namespace fixclf::cuda

@@ -1,10 +1,16 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 EPILOGUES: dict[str, int]
+GEOMETRY: tuple[str, ...]
+MAX_TOPK: int
 
+def check_codebook(
+    geometry: Sequence[int], base: tuple[int, int], signs: tuple[int, int]
+) -> None: ...
 def hadamard_transform(x: NDArray[Any], scale: float = 1.0) -> NDArray[Any]: ...
 
 class Head:
@@ -15,20 +21,10 @@ class Head:
         self,
         alpha: float,
         bias: NDArray[Any] | None,
-        *,
-        in_features: int,
         base: NDArray[np.uint8] | None,
         signs: NDArray[np.uint8] | None,
-        base_order: int,
-        log2: int,
-        negate: bool,
-        center: bool,
-        row_offset: int,
-        column_offset: int,
-        num_classes: int,
-        class_begin: int,
-        class_end: int,
-        normalize: bool,
+        geometry: Sequence[int],
+        normalize: bool = True,
     ) -> None: ...
     def map(self, x: NDArray[Any], epilogue: int, dtype: Any = None) -> NDArray[Any]: ...
     def topk(

@@ -135,25 +135,18 @@ fixclf::BitShape shape_of_bits(const std::optional<Bits>& bits, const char* name
   return {bits->shape(0), bits->shape(1)};
 }
 
-Codebook codebook_of(int64_t features, const std::optional<Bits>& base,
-                     const std::optional<Bits>& signs, int64_t base_order, int64_t log2,
-                     bool negate, bool center, int64_t row_offset, int64_t column_offset,
-                     int64_t num_classes, int64_t class_begin, int64_t class_end) {
-  Codebook cb{};
-  cb.features = features;
-  cb.classes = num_classes;
-  cb.base_order = base_order;
-  cb.log2 = log2;
-  cb.base = base ? base->data() : nullptr;
-  cb.signs = signs ? signs->data() : nullptr;
-  cb.blocks = signs && signs->ndim() > 0 ? signs->shape(0) : 1;
-  cb.negate = negate;
-  cb.center = center;
-  cb.row_offset = row_offset;
-  cb.column_offset = column_offset;
-  cb.class_begin = class_begin;
-  cb.class_end = class_end;
-  check(fixclf::validate(cb, shape_of_bits(base, "base"), shape_of_bits(signs, "signs")));
+using Geometry = std::vector<int64_t>;
+
+Codebook codebook_of(const Geometry& geometry, fixclf::BitShape base, fixclf::BitShape signs) {
+  constexpr int kSize = fixclf::kCodebookIntegers;
+  if (geometry.size() != kSize)
+    throw py::value_error("geometry has " + std::to_string(geometry.size()) +
+                          " elements, expected " + std::to_string(kSize));
+  int64_t integers[kSize];
+  for (int i = 0; i < kSize; ++i) integers[i] = geometry[i];
+  Codebook cb = fixclf::codebook_of(integers);
+  if (signs.rows != 0) cb.blocks = signs.rows;
+  check(fixclf::validate(cb, base, signs));
   return cb;
 }
 
@@ -188,13 +181,13 @@ Int64s integers(const py::object& given, const char* name) {
 // A head with its codebook, scale and bias; the arrays stay alive with it.
 class Head {
  public:
-  Head(double alpha, std::optional<py::array> bias, int64_t in_features, std::optional<Bits> base,
-       std::optional<Bits> signs, int64_t base_order, int64_t log2, bool negate, bool center,
-       int64_t row_offset, int64_t column_offset, int64_t num_classes, int64_t class_begin,
-       int64_t class_end, bool normalize)
+  Head(double alpha, std::optional<py::array> bias, std::optional<Bits> base,
+       std::optional<Bits> signs, const Geometry& geometry, bool normalize)
       : base_(std::move(base)), signs_(std::move(signs)), bias_(std::move(bias)) {
-    common_.codebook = codebook_of(in_features, base_, signs_, base_order, log2, negate, center,
-                                   row_offset, column_offset, num_classes, class_begin, class_end);
+    Codebook& cb = common_.codebook;
+    cb = codebook_of(geometry, shape_of_bits(base_, "base"), shape_of_bits(signs_, "signs"));
+    if (base_) cb.base = base_->data();
+    if (signs_) cb.signs = signs_->data();
     common_.alpha = alpha;
     common_.normalize = normalize;
     if (bias_) {
@@ -210,12 +203,10 @@ class Head {
 
   py::array map(const py::array& x, int64_t epilogue, const std::optional<py::dtype>& dtype) const {
     const py::array rows = as_rows(x, "x");
+    check(fixclf::validate_map(epilogue));
     auto p = problem(rows, static_cast<fixclf::Epilogue>(epilogue));
-    if (epilogue > static_cast<int64_t>(fixclf::Epilogue::kSigmoid))
-      throw py::value_error("epilogue is " + std::to_string(epilogue) +
-                            ", expected 0 (logits) to 3 (sigmoid)");
     py::array out =
-        empty_like_rows(rows, p.codebook.class_end - p.codebook.class_begin,
+        empty_like_rows(rows, p.codebook.computed(),
                         dtype.value_or(is_floating(p.x.dtype) ? rows.dtype() : exact(p.x.dtype)));
     p.out = output(out);
     run(p);
@@ -305,7 +296,8 @@ class Head {
 
   static void set_allowed(fixclf::HeadProblem& p, const Mask& allowed, const py::array& rows) {
     if (!allowed) return;
-    if (allowed->ndim() == 0) throw py::value_error("allowed has no dimensions, expected packed bits");
+    if (allowed->ndim() == 0)
+      throw py::value_error("allowed has no dimensions, expected packed bits");
     bool matches = allowed->ndim() == 1 || allowed->ndim() == rows.ndim();
     for (py::ssize_t i = 0; allowed->ndim() > 1 && matches && i + 1 < rows.ndim(); ++i)
       matches = allowed->shape(i) == rows.shape(i);
@@ -359,20 +351,17 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "The fixclf_infer CPU kernels on NumPy arrays.";
   m.def("hadamard_transform", &hadamard_transform, py::arg("x"), py::arg("scale") = 1.0);
   py::class_<Head>(m, "Head")
-      .def(py::init<double, std::optional<py::array>, int64_t, std::optional<Bits>,
-                    std::optional<Bits>, int64_t, int64_t, bool, bool, int64_t, int64_t, int64_t,
-                    int64_t, int64_t, bool>(),
-           py::arg("alpha"), py::arg("bias").none(true), py::kw_only(), py::arg("in_features"),
-           py::arg("base").none(true), py::arg("signs").none(true), py::arg("base_order"),
-           py::arg("log2"), py::arg("negate"), py::arg("center"), py::arg("row_offset"),
-           py::arg("column_offset"), py::arg("num_classes"), py::arg("class_begin"),
-           py::arg("class_end"), py::arg("normalize"))
+      .def(py::init<double, std::optional<py::array>, std::optional<Bits>, std::optional<Bits>,
+                    const Geometry&, bool>(),
+           py::arg("alpha"), py::arg("bias").none(true), py::arg("base").none(true),
+           py::arg("signs").none(true), py::arg("geometry"), py::arg("normalize") = true)
       .def("map", &Head::map, py::arg("x"), py::arg("epilogue"), py::arg("dtype") = py::none())
       .def("topk", &Head::topk, py::arg("x"), py::arg("k"), py::arg("log_probabilities") = false,
            py::arg("allowed") = py::none())
       .def("argmax", &Head::argmax, py::arg("x"), py::arg("allowed") = py::none())
       .def("sample", &Head::sample, py::arg("x"), py::arg("seeds"), py::arg("allowed") = py::none())
-      .def("log_prob", &Head::log_prob, py::arg("x"), py::arg("ids"), py::arg("allowed") = py::none())
+      .def("log_prob", &Head::log_prob, py::arg("x"), py::arg("ids"),
+           py::arg("allowed") = py::none())
       .def("nll", &Head::nll, py::arg("x"), py::arg("target"), py::arg("ignore_index") = -100,
            py::arg("label_smoothing") = 0.0);
   m.def("isa", &isa, "The instruction set in use.");
@@ -389,11 +378,27 @@ PYBIND11_MODULE(_native, m) {
                             std::to_string(fixclf::cpu::kMaxThreads));
     fixclf::cpu::set_num_threads(threads);
   });
+  m.def(
+      "check_codebook",
+      [](const Geometry& geometry, std::pair<int64_t, int64_t> base,
+         std::pair<int64_t, int64_t> signs) {
+        codebook_of(geometry, {base.first, base.second}, {signs.first, signs.second});
+      },
+      py::arg("geometry"), py::arg("base"), py::arg("signs"),
+      "Raises ValueError unless integers and bits of these shapes, (0, 0) for none, are a "
+      "codebook.");
+
+  // What Python spells again, to be compared when it is imported.
   py::dict epilogues;
-#define FIXCLF_MAP(name, value) epilogues[name] = value;
-#define FIXCLF_REDUCTION(name, value)
-#define FIXCLF_EPILOGUE(enumerator, value, name, shape) FIXCLF_##shape(name, value)
+#define FIXCLF_EPILOGUE(enumerator, value, name, shape) \
+  if (fixclf::is_map(fixclf::Epilogue::k##enumerator)) epilogues[name] = value;
 #include "core/epilogue.def"
 #undef FIXCLF_EPILOGUE
   m.attr("EPILOGUES") = epilogues;
+#define FIXCLF_CODEBOOK(type, field, name) name,
+  m.attr("GEOMETRY") = py::make_tuple(
+#include "core/codebook.def"
+      0)[py::slice(0, fixclf::kCodebookIntegers, 1)];
+#undef FIXCLF_CODEBOOK
+  m.attr("MAX_TOPK") = fixclf::kMaxTopK;
 }

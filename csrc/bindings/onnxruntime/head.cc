@@ -1,5 +1,8 @@
 #include "bindings/onnxruntime/head.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "bindings/onnxruntime/checksum.h"
 #include "bindings/onnxruntime/floats.h"
 #include "cpu/cpu.h"
@@ -24,11 +27,13 @@ BitShape shape_of_bits(const Tensor& bits, const char* name) {
   return {dimensions[0], dimensions[1]};
 }
 
-bool flag(const KernelInfo& info, const char* name) {
+// The attribute, which for a bool is 0 or 1.
+template <class T>
+T attribute(const KernelInfo& info, const char* name) {
   const int64_t value = info.integer(name);
-  if (value != 0 && value != 1)
+  if (std::is_same_v<T, bool> && value != 0 && value != 1)
     throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + ", expected 0 or 1");
-  return value == 1;
+  return static_cast<T>(value);
 }
 
 int64_t format_version(const KernelInfo& info) {
@@ -49,27 +54,22 @@ void add_bits(const Tensor& bits, BitShape shape, Checksum* checksum) {
 
 HeadInputs::HeadInputs(const KernelInfo& info, DType x, std::initializer_list<const char*> own)
     : version_(format_version(info)), checksum_(info.integer("checksum")) {
-  const auto read = [&](const char* name) {
-    integers_.push_back(info.integer(name));
-    return integers_.back();
-  };
-  const auto read_flag = [&](const char* name) {
-    integers_.push_back(flag(info, name));
-    return integers_.back() == 1;
-  };
-  read("format_version");
   Codebook& codebook = problem_.codebook;
-  codebook.features = read("in_features");
-  codebook.classes = codebook.class_end = read("num_classes");
-  codebook.base_order = read("base_order");
-  codebook.log2 = read("log2");
-  codebook.negate = read_flag("negate");
-  codebook.center = read_flag("center");
-  codebook.row_offset = read("row_offset");
-  codebook.column_offset = read("column_offset");
-  has_bias_ = read_flag("has_bias");
-  if (version_ >= 2) scale_checksum_ = read("scale_checksum");
-  for (const char* name : own) read(name);
+#define FIXCLF_SHARD(type, field, name)
+#define FIXCLF_CODEBOOK(type, field, name)          \
+  integers_.push_back(attribute<type>(info, name)); \
+  codebook.field = static_cast<type>(integers_.back());
+#include "core/codebook.def"
+#undef FIXCLF_CODEBOOK
+  codebook.blocks = 1;
+  codebook.class_end = codebook.classes;
+  // In files the number of classes, here the last, follows the number of features.
+  std::rotate(integers_.begin() + 1, integers_.end() - 1, integers_.end());
+  integers_.insert(integers_.begin(), version_);
+  has_bias_ = attribute<bool>(info, "has_bias");
+  integers_.push_back(has_bias_);
+  if (version_ >= 2) integers_.push_back(scale_checksum_ = info.integer("scale_checksum"));
+  for (const char* name : own) integers_.push_back(info.integer(name));
 
   problem_.normalize = true;
   problem_.bias_dtype = DType::kFloat32;
@@ -177,10 +177,7 @@ FixedHead::FixedHead(const KernelInfo& info, DType x)
     : inputs_(info, x, {"epilogue"}),
       epilogue_(static_cast<Epilogue>(info.integer("epilogue"))),
       y_(output_dtype(x)) {
-  // Those of [..., C]; core has others.
-  if (epilogue_ < Epilogue::kLogits || epilogue_ > Epilogue::kSigmoid)
-    throw InvalidArgument("epilogue is " + std::to_string(static_cast<int64_t>(epilogue_)) +
-                          ", expected 0 (logits), 1 (softmax), 2 (log_softmax) or 3 (sigmoid)");
+  check(validate_map(static_cast<int64_t>(epilogue_)));
   HeadProblem p = inputs_.fixed();
   p.epilogue = epilogue_;
   p.out = {nullptr, y_, 0, p.codebook.classes, 0};
@@ -207,7 +204,7 @@ void FixedHead::infer_shapes(const ShapeContext& shapes) {
 FixedHeadTopK::FixedHeadTopK(const KernelInfo& info, DType x)
     : inputs_(info, x, {"k", "log_probabilities"}),
       k_(info.integer("k")),
-      log_probabilities_(flag(info, "log_probabilities")) {
+      log_probabilities_(attribute<bool>(info, "log_probabilities")) {
   HeadProblem p = inputs_.fixed();
   p.epilogue = Epilogue::kTopK;
   p.k = k_;

@@ -1,4 +1,4 @@
-// The operators' schemas, and their implementation on the CPU.
+// Defines the operators, and implements them on the CPU.
 #include "bindings/torch/operators.h"
 #include "cpu/cpu.h"
 
@@ -37,24 +37,13 @@ struct Cpu {
 
 }  // namespace
 
-#define FIXCLF_HEAD                                                                          \
-  "Tensor x, Tensor alpha, Tensor? bias, Tensor? base, Tensor? signs, int[] geometry, bool " \
-  "normalize"
-
 STABLE_TORCH_LIBRARY(fixclf, m) {
-  m.def("hadamard_transform(Tensor x, float scale=1.0) -> Tensor");
-  m.def("head(" FIXCLF_HEAD ", int epilogue, ScalarType? dtype=None) -> Tensor");
-  m.def("head_topk(" FIXCLF_HEAD
-        ", int k, bool log_probabilities=False, Tensor? allowed=None) -> (Tensor, Tensor, Tensor)");
-  m.def("head_argmax(" FIXCLF_HEAD ", Tensor? allowed=None) -> Tensor");
-  m.def("head_sample(" FIXCLF_HEAD ", Tensor seeds, Tensor? allowed=None) -> Tensor");
-  m.def("head_log_prob(" FIXCLF_HEAD ", Tensor ids, Tensor? allowed=None) -> (Tensor, Tensor, Tensor)");
-  m.def("head_nll(" FIXCLF_HEAD
-        ", Tensor target, int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor)");
-  m.def(
-      "head_reduction_backward(Tensor softmax_grad, Tensor ids_grad, Tensor? uniform_grad, "
-      "Tensor logsumexp, " FIXCLF_HEAD ", Tensor ids, Tensor? allowed=None) -> (Tensor, Tensor)");
-  m.def("project_adjoint(Tensor g, Tensor? base, Tensor? signs, int[] geometry) -> Tensor");
+  Operators<Cpu>::each([&](const std::string& name, const std::string& schema, auto) {
+    m.def((name + schema).c_str());
+  });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fixclf, CPU, m) { Operators<Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fixclf, CPU, m) {
+  Operators<Cpu>::each(
+      [&](const char* name, const std::string&, auto kernel) { m.impl(name, kernel); });
+}

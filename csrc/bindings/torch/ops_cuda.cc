@@ -68,4 +68,7 @@ class Cuda {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fixclf, CUDA, m) { Operators<Cuda>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fixclf, CUDA, m) {
+  Operators<Cuda>::each(
+      [&](const char* name, const std::string&, auto kernel) { m.impl(name, kernel); });
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -104,21 +105,26 @@ def _on_cuda_tensors(name: str) -> Callable[..., Any]:
     return run
 
 
-_registered: list[Any] = []  # a torch.library.Library unregisters when it is collected
+@cache
+def load() -> Any:
+    """Loads the libraries, once, and returns torch.ops.fixclf, complete on CUDA tensors.
 
-
-def register_operators() -> None:
-    """Makes torch.ops.fixclf complete on CUDA tensors, after the libraries are loaded."""
+    Raises ImportError without torch or without the library.
+    """
     global operators
+    loader.load_torch_library()
     import torch
 
+    if not has_cuda_library():
+        library = torch.library.Library("fixclf", "IMPL")
+        for name in OPERATORS:
+            library.impl(name, _on_cuda_tensors(name), "CUDA")
+        _kept.append(library)
     operators = torch.ops.fixclf
-    if has_cuda_library() or _registered:
-        return
-    library = torch.library.Library("fixclf", "IMPL")
-    for name in OPERATORS:
-        library.impl(name, _on_cuda_tensors(name), "CUDA")
-    _registered.append(library)
+    return operators
+
+
+_kept: list[Any] = []  # a torch.library.Library unregisters when it is collected
 
 
 class use_backend:
@@ -138,8 +144,7 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global operators
-        from . import ops  # noqa: F401, which loads the libraries
-
+        load()
         self._before = operators
         operators = _operators_of(name)
 
@@ -152,17 +157,15 @@ class use_backend:
 
 
 def _operators_of(name: str) -> Any:
-    import torch
-
     if name == "auto":
-        return torch.ops.fixclf
+        return load()
     if name == "cuda":
         if not has_cuda_library():
             raise ImportError(
                 f"the CUDA backend can't run: {_without_library()}; reinstall fixclf_infer where "
                 "nvcc and a CUDA build of torch are"
             )
-        return torch.ops.fixclf
+        return SimpleNamespace(**{each: _for_cuda_alone(each) for each in OPERATORS})
     if name != "triton":
         raise ValueError(f"name is {name!r}, expected 'auto', 'triton' or 'cuda'")
     namespace = load_triton()
@@ -170,6 +173,21 @@ def _operators_of(name: str) -> Any:
         **{each: getattr(namespace, each) for each in TRITON_OPERATORS},
         **{each: _raising(each) for each in OPERATORS if each not in TRITON_OPERATORS},
     )
+
+
+def _for_cuda_alone(name: str) -> Any:
+    """The operator, which by itself would run the CPU's kernel for tensors there."""
+    operator = getattr(load(), name).default
+
+    def default(x: Any, *others: Any) -> Any:
+        if not x.is_cuda:
+            raise ValueError(
+                f"x is on {x.device}, expected a CUDA device: the backend in use is 'cuda', which "
+                "use_backend has chosen"
+            )
+        return operator(x, *others)
+
+    return SimpleNamespace(default=default)
 
 
 def _raising(name: str) -> Any:

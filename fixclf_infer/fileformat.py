@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codebooks.base import Bits, Codebook, KernelData
+from . import _native
+from .codebooks.base import Codebook
+from .codebooks.kernel import Bits, Geometry, KernelData
 
 # 1: checksum is FNV-1a of the bits. 2: CRC-32 of the integers and the bits; scale_checksum is new.
 # Every version is read, the newest is written.
 FORMAT_VERSION = 2
 
+# Of a call, not of a file.
+_SHARD = ("class_begin", "class_end")
+_FIRST = ("in_features", "num_classes")
 _CODEBOOK = (
     "format_version",
-    "in_features",
-    "num_classes",
-    "base_order",
-    "log2",
-    "negate",
-    "center",
-    "row_offset",
-    "column_offset",
+    *_FIRST,
+    *(name for name in Geometry._fields if name not in (*_FIRST, *_SHARD)),
     "has_bias",
 )
 # What an ONNX operator has beside the codebook.
@@ -72,23 +71,16 @@ def fields_of(
     book: Codebook, has_bias: bool, own: Mapping[str, int] | None = None
 ) -> dict[str, int]:
     """The integers of a ±1 codebook in the newest format; its checksums are `sealed` later."""
-    data = book.kernel
-    assert data is not None
-    return {
+    own = own or {}
+    known = {
+        **book.geometry()._asdict(),
         "format_version": FORMAT_VERSION,
-        "in_features": book.in_features,
-        "num_classes": book.num_classes,
-        "base_order": data.base_order,
-        "log2": data.log2,
-        "negate": int(data.negate),
-        "center": int(data.center),
-        "row_offset": data.row_offset,
-        "column_offset": data.column_offset,
         "has_bias": int(has_bias),
         "scale_checksum": 0,
-        **(own or {}),
         "checksum": 0,
+        **own,
     }
+    return {name: known[name] for name in field_names(FORMAT_VERSION, own)}
 
 
 def sealed(
@@ -157,36 +149,27 @@ def read_codebook(
     type or shape, and bits that do not have the checksum.
     """
     n, c = fields["in_features"], fields["num_classes"]
-    b, log2 = fields["base_order"], fields["log2"]
-    between(where, "base_order", b, 1, 512)
-    between(where, "log2", log2, 0, 20)
-    order = b << log2
-    between(where, "in_features", n, 1, order)
-    between(where, "column_offset", fields["column_offset"], 0, min(1, order - n))
-    blocks = len(signs) if signs is not None and signs.ndim else 1
-    if (base is not None) != (b > 1):
-        has = "missing" if base is None else "given"
-        raise ValueError(f"{where}: base is {has}, but base_order is {b}")
-    for name, bits, shape in (
-        ("signs", signs, (blocks, -(-order // 8))),
-        ("base", base, (b, -(-b // 8))),
-    ):
-        if bits is not None and (bits.dtype != np.uint8 or bits.shape != shape):
-            raise ValueError(f"{where}: {name} is {_what(bits)}, expected uint8 {list(shape)}")
+    shapes = []
+    for name, bits in (("base", base), ("signs", signs)):
+        if bits is not None and (bits.dtype != np.uint8 or bits.ndim != 2):
+            raise ValueError(f"{where}: {name} is {_what(bits)}, expected a matrix of uint8")
+        shapes.append((0, 0) if bits is None else bits.shape)
+    integers = {name: fields[name] for name in Geometry._fields if name not in _SHARD}
+    book = Geometry(**integers, class_begin=0, class_end=c)
+    try:
+        _native.check_codebook(book, *shapes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     data = KernelData(
-        b,
-        log2,
+        book.base_order,
+        book.log2,
         base,
         signs,
-        bool(fields["negate"]),
-        bool(fields["center"]),
-        fields["row_offset"],
-        fields["column_offset"],
+        bool(book.negate),
+        bool(book.center),
+        book.row_offset,
+        book.column_offset,
     )
-    between(where, "row_offset", data.row_offset, 0, data.rows - 1)
-    between(where, "num_classes", c, 1, data.rows - data.row_offset)
-    if data.center and (data.blocks > 1 or data.negate or c < 2):
-        raise ValueError(f"{where}: center is 1, which needs one block and 2 classes or more")
     if fields["checksum"] != checksum(fields, data.signs, data.base):
         also = "an attribute, " if fields["format_version"] >= 2 else ""
         raise ValueError(

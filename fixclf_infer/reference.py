@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .codebooks import Codebook
 from .epilogue import Epilogue
 
 F64 = NDArray[np.float64]
@@ -50,6 +51,19 @@ def logits(
     cosines = normalize(np.where(valid, values, 0)) @ w.T / np.sqrt(w.shape[1])
     z = alpha * cosines + (0 if bias is None else np.asarray(bias, np.float64))
     return np.where(valid, z, np.nan)
+
+
+def codebook_logits(
+    x: ArrayLike, book: Codebook, alpha: float = 1.0, bias: ArrayLike | None = None
+) -> F64:
+    """`logits` for the rows of a codebook, 2^22 entries of W at a time: a million classes fit."""
+    step = max(1, 2**22 // book.in_features)
+    parts = []
+    for begin in range(0, book.num_classes, step):
+        ids = np.arange(begin, min(begin + step, book.num_classes))
+        b = None if bias is None else np.asarray(bias)[ids]
+        parts.append(logits(x, book.rows(ids), alpha, b))
+    return np.concatenate(parts, axis=-1)
 
 
 def logsumexp(z: F64) -> F64:

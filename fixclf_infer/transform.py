@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from .codebooks.kernel import Geometry
 from .codebooks.orders import Order, cover, find_order
 
 if TYPE_CHECKING:
@@ -124,18 +125,9 @@ def _numpy(x: Array, scale: float, order: int | None) -> Array:
     head = _native.Head(
         1.0 if not fits(scale) else scale,
         None,
-        in_features=x.shape[-1],
-        base=bits_of(found),
-        signs=None,
-        base_order=found.base,
-        log2=found.log2,
-        negate=False,
-        center=False,
-        row_offset=0,
-        column_offset=0,
-        num_classes=found.n,
-        class_begin=0,
-        class_end=found.n,
+        bits_of(found),
+        None,
+        Geometry(x.shape[-1], found.base, found.log2, 0, 0, 0, 0, found.n, 0, found.n),
         normalize=False,
     )
     y = head.map(x, 0)

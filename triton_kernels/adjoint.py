@@ -8,28 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fixclf_infer.ops import unpack_signs
-
-from .problem import check_codebook, fail
+from fixclf_infer.ops import Geometry, unpack_signs
 
 
 def project(
     g: Tensor,
     base: Tensor | None,
     signs: Tensor | None,
-    geometry: list[int],
+    book: Geometry,
     transform: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Σ_j D_j H_nᵀ g_j over the blocks, [..., N] in float32, with temporaries of the size of g.
 
     H_nᵀ = P_bᵀ ⊗ H_{2^k}. A centred codebook's rows have the mean taken out, so g has as well.
     """
-    book, blocks = check_codebook(geometry, base, signs)
-    classes = book.class_end - book.class_begin
-    if g.dim() == 0 or g.shape[-1] != classes:
-        fail(f"g has shape {tuple(g.shape)}, expected {classes} classes in its last dimension")
-    size = 1 << book.log2
-    order = book.base_order * size
+    blocks = 1 if signs is None else signs.shape[0]
+    size, order = 1 << book.log2, book.order
     values = g.float()
     before = book.class_begin
     rows_after = book.num_classes - book.class_end

@@ -18,6 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fixclf_infer.epilogue import Epilogue
+
 from .device import (
     Blocks,
     Classes,
@@ -30,11 +32,12 @@ from .device import (
     store_rounded,
 )
 
-# The values of fixclf_infer.epilogue.Epilogue.
-LOGITS = tl.constexpr(0)
-SOFTMAX = tl.constexpr(1)
-LOG_SOFTMAX = tl.constexpr(2)
-SIGMOID = tl.constexpr(3)
+LOGITS = tl.constexpr(int(Epilogue.LOGITS))
+SOFTMAX = tl.constexpr(int(Epilogue.SOFTMAX))
+LOG_SOFTMAX = tl.constexpr(int(Epilogue.LOG_SOFTMAX))
+SIGMOID = tl.constexpr(int(Epilogue.SIGMOID))
+# Those that `epilogue` has.
+EPILOGUES = (Epilogue.LOGITS, Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX, Epilogue.SIGMOID)
 
 
 @triton.jit

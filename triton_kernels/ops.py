@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from inspect import Parameter, Signature
+from typing import Any
 
 import torch
 import triton
@@ -21,23 +22,21 @@ from torch import Tensor
 
 from fixclf_infer import ops
 from fixclf_infer.epilogue import Epilogue
-from fixclf_infer.ops import derivatives
+from fixclf_infer.ops import derivatives, shapes
+from fixclf_infer.ops.bits import HeadArguments
 
 from . import adjoint
-from .head import map_kernel
+from .head import EPILOGUES, map_kernel
 from .launch import launch
 from .log_prob import log_prob_kernel, statistics_kernel
 from .problem import (
     FLOATING,
     Head,
-    check_device,
-    check_dtype,
-    check_head,
-    check_ids,
-    check_k,
-    check_allowed,
+    allowed_of,
     check_order,
+    check_x,
     fail,
+    ids_of,
     log2,
     power_of_two,
     rows_of,
@@ -46,26 +45,57 @@ from .problem import (
 from .topk import topk_kernel, topk_merge_kernel
 from .transform import transform_kernel
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+_TYPES: dict[str, Any] = {
+    "Tensor": Tensor,
+    "Optional[Tensor]": Tensor | None,
+    "Optional[ScalarType]": torch.dtype | None,
+    "List[int]": list[int],
+    "int": int,
+    "float": float,
+    "bool": bool,
+}
 
 
-def _operator(name: str) -> Callable[[Function], Function]:
-    """Registers torch.ops.fixclf_triton.<name>; its fake kernel is the function itself, traced."""
+def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers torch.ops.fixclf_triton.<name> with the schema of torch.ops.fixclf.<name>; its fake
+    kernel is the function itself, traced. One that begins with what every head shares gets this
+    checked, as one argument."""
+    name = function.__name__
+    schema = getattr(torch.ops.fixclf, name).default._schema
+    shared = len(HeadArguments._fields)
+    is_head = [a.name for a in schema.arguments[:shared]] == list(HeadArguments._fields)
 
-    def register(function: Function) -> Function:
-        operator: Function = torch.library.triton_op(f"fixclf_triton::{name}", mutates_args=())(
-            function
-        )
-        return operator
+    def run(*arguments: Any) -> Any:
+        if not is_head:
+            return function(*arguments)
+        return function(shapes.Head(*arguments[:shared]), *arguments[shared:])
 
-    return register
+    # triton_op reads a signature, and refuses *arguments.
+    run.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            Parameter(
+                a.name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=_TYPES[str(a.real_type)],
+                default=a.default_value if a.has_default_value() else Parameter.empty,
+            )
+            for a in schema.arguments
+        ],
+        return_annotation=(
+            Tensor
+            if len(schema.returns) == 1
+            else tuple.__class_getitem__((Tensor,) * len(schema.returns))
+        ),
+    )
+    torch.library.triton_op(f"fixclf_triton::{name}", run, mutates_args=())
+    return run
 
 
-@_operator("hadamard_transform")
+@_operator
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     """y = scale · H x along the last dimension."""
-    check_dtype("x", x, *FLOATING)
-    check_device(x)
+    shapes.check_dtype("x", x, FLOATING)
+    check_x("x", x)
     n = x.shape[-1] if x.dim() else 0
     if n < 1 or n & (n - 1):
         fail(f"x has {n} elements in its last dimension, expected a power of two")
@@ -140,25 +170,16 @@ def _statistics(
     return statistics
 
 
-@_operator("head")
-def head(
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    epilogue: int,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+@_operator
+def head(checked: shapes.Head, epilogue: int, dtype: torch.dtype | None = None) -> Tensor:
     """One value a class: logits, softmax, log-softmax or sigmoid."""
-    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    problem, x = Head.of(checked), checked.x
     default = x.dtype if x.is_floating_point() else torch.float32
     if dtype not in (None, torch.float32, default):
         fail(f"dtype is {dtype}, expected torch.float32 or the dtype of x, {x.dtype}")
-    if not 0 <= epilogue <= max(Epilogue):
-        fail(f"epilogue is {epilogue}, expected 0 (logits) to {int(max(Epilogue))} (sigmoid)")
+    if epilogue not in EPILOGUES:
+        listed = ", ".join(f"{int(e)} ({e.name.lower()})" for e in EPILOGUES)
+        fail(f"epilogue is {epilogue}, expected one of {listed}")
     out = problem.empty(problem.classes, dtype=dtype or default)
     if problem.batch > 0:
         sums: dict[str, Any] = {
@@ -168,7 +189,7 @@ def head(
             "LOG2_CHUNKS": 0,
         }
         if problem.split.tiles > 1 and epilogue in (Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX):
-            sums = _statistics(problem, check_allowed(problem, None)).arguments()
+            sums = _statistics(problem, allowed_of(problem, None)).arguments()
         launch(
             map_kernel,
             triton.cdiv(problem.batch, problem.rows) * problem.split.tiles,
@@ -186,7 +207,7 @@ def _topk(
     problem: Head, k: int, log_probabilities: bool, allowed: Tensor | None, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     places = power_of_two(k)
-    arguments = check_allowed(problem, allowed)
+    arguments = allowed_of(problem, allowed)
     sums = _Statistics(problem, places, statistics)
     keys = problem.empty(sums.chunks, places, dtype=torch.int64)
     values = problem.empty(k if statistics else 0, dtype=torch.float32)
@@ -220,60 +241,40 @@ def _topk(
     return values, indices, logsumexp
 
 
-@_operator("head_topk")
+@_operator
 def head_topk(
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
+    checked: shapes.Head,
     k: int,
     log_probabilities: bool = False,
     allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values and indices of the k largest logits, and logsumexp."""
-    book = ops.Geometry(*geometry)
-    check_k(book.class_end - book.class_begin, k)
-    problem = check_head(x, alpha, bias, base, signs, geometry, normalize, power_of_two(k))
+    checked.check_k(k)
+    checked.check_allowed(allowed)
+    problem = Head.of(checked, power_of_two(k))
     values, indices, logsumexp = _topk(problem, k, log_probabilities, allowed, True)
     rows = problem.leading
     return values.view(*rows, k), indices.view(*rows, k), logsumexp.view(rows)
 
 
-@_operator("head_argmax")
-def head_argmax(
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    allowed: Tensor | None = None,
-) -> Tensor:
+@_operator
+def head_argmax(checked: shapes.Head, allowed: Tensor | None = None) -> Tensor:
     """The class of the largest logit: top-1 without exponentials."""
-    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
+    checked.check_allowed(allowed)
+    problem = Head.of(checked)
     return _topk(problem, 1, False, allowed, False)[1].view(problem.leading)
 
 
-@_operator("head_log_prob")
+@_operator
 def head_log_prob(
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    ids: Tensor,
-    allowed: Tensor | None = None,
+    checked: shapes.Head, ids: Tensor, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and logits at ids, and logsumexp."""
-    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
-    wanted = check_ids(problem, ids)
-    arguments = check_allowed(problem, allowed)
+    checked.check_ids(ids, "ids")
+    checked.check_allowed(allowed)
+    problem = Head.of(checked)
+    wanted = ids_of(problem, ids)
+    arguments = allowed_of(problem, allowed)
     each = wanted.shape[1]
     logits = problem.empty(each, dtype=torch.float32)
     log_probs = torch.empty_like(logits)
@@ -295,36 +296,31 @@ def head_log_prob(
     return log_probs.view(ids.shape), logits.view(ids.shape), logsumexp.view(problem.leading)
 
 
-@_operator("project_adjoint")
+@_operator
 def project_adjoint(
     g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]
 ) -> Tensor:
     """Wᵀ g, for the backward pass of `head`."""
-    check_dtype("g", g, *FLOATING)
-    check_device(g, base=base, signs=signs)
-    return adjoint.project(g, base, signs, geometry, hadamard_transform)
+    book = shapes.check_gradient(g, base, signs, geometry)
+    check_x("g", g)
+    return adjoint.project(g, base, signs, book, hadamard_transform)
 
 
-@_operator("head_reduction_backward")
+@_operator
 def head_reduction_backward(
+    checked: shapes.Head,
+    ids: Tensor,
+    logsumexp: Tensor,
     softmax_grad: Tensor,
     ids_grad: Tensor,
-    uniform_grad: Tensor | None,
-    logsumexp: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    ids: Tensor,
+    uniform_grad: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Wᵀ dz and Σ dz, dz as csrc/core/problem.h has it: `head` and `project_adjoint` for a range of
     classes after the other, so that no more than about 2^22 logits exist at a time."""
-    problem = check_head(x, alpha, bias, base, signs, geometry, normalize)
-    wanted, book = check_ids(problem, ids), ops.Geometry(*geometry)
+    problem, book = Head.of(checked), checked.book
+    x, alpha, bias, base, signs, _, normalize = checked.arguments
+    wanted = ids_of(problem, ids)
     step = problem.classes
     if not book.center:  # whose mean is over the classes of a range
         step = min(step, max(1024, (1 << 22) // max(problem.batch, 1)) // 8 * 8)
@@ -341,7 +337,7 @@ def head_reduction_backward(
         part = book._replace(class_begin=book.class_begin + begin, class_end=book.class_begin + end)
         shard = (base, signs, list(part))
         biases_of = None if bias is None else bias[begin:end]
-        z = head(rows, alpha, biases_of, *shard, normalize, int(Epilogue.LOGITS), dtype)
+        z = head(rows, alpha, biases_of, *shard, normalize, Epilogue.LOGITS, dtype)
         dz = a * torch.where(counts, z - lse, 0).exp()
         if uniform_grad is not None:
             dz = dz + uniform_grad.reshape(-1, 1)

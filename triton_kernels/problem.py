@@ -14,15 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
-from fixclf_infer.ops import Geometry
+from fixclf_infer.ops import Geometry, shapes
 
 MAX_ORDER = 1 << 14
-MAX_BASE_ORDER = 512
-MAX_TOPK = 1024
-MAX_CLASSES = 1 << 30
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
-FEATURES = (*FLOATING, torch.int8, torch.uint8)
 
 # Elements of the tile that a program holds in registers: 8 a thread on 8 warps, where there is
 # enough to fill it; a slot is one butterfly, and its rows are consecutive.
@@ -56,18 +52,12 @@ def check_order(order: int, what: str) -> None:
         fail(f"{what} is {order}, more than the {MAX_ORDER} that the Triton kernels take")
 
 
-def check_device(x: Tensor, **others: Tensor | None) -> None:
+def check_x(name: str, x: Tensor) -> None:
+    """What the Triton kernels ask of it beyond the operator's own checks."""
     if x.device.type == "cpu" and not triton.knobs.runtime.interpret:
-        fail("x is on the CPU, where Triton kernels only run under TRITON_INTERPRET=1")
-    for name, other in others.items():
-        if other is not None and other.device != x.device:
-            fail(f"{name} is on {other.device}, expected {x.device}, where x is")
-
-
-def check_dtype(name: str, tensor: Tensor, *expected: torch.dtype) -> None:
-    if tensor.dtype not in expected:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in expected)
-        fail(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}")
+        fail(f"{name} is on the CPU, where Triton kernels only run under TRITON_INTERPRET=1")
+    if x.dtype == torch.float64:
+        fail(f"{name} is float64, which the Triton kernels don't take")
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -75,59 +65,6 @@ def rows_of(x: Tensor) -> Tensor:
     if x.dim() == 2 and x.stride(1) == 1:
         return x
     return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def check_codebook(
-    geometry: list[int], base: Tensor | None, signs: Tensor | None
-) -> tuple[Geometry, int]:
-    """The geometry and the number of blocks."""
-    book = Geometry(*geometry)
-    if not 1 <= book.base_order <= MAX_BASE_ORDER:
-        fail(f"base_order is {book.base_order}, expected 1 to {MAX_BASE_ORDER}")
-    order = book.base_order << book.log2
-    check_order(order, f"the order base_order · 2^log2 = {book.base_order} · 2^{book.log2}")
-    if book.column_offset not in (0, 1):
-        fail(f"column_offset is {book.column_offset}, expected 0 or 1")
-    if book.in_features < 1 or book.in_features + book.column_offset > order:
-        fail(
-            f"the codebook has {book.in_features} features from column {book.column_offset}, "
-            f"expected 1 to its order of {order}"
-        )
-    if (book.base_order == 1) != (base is None):
-        fail(f"base must be given exactly when base_order is not 1; it is {book.base_order}")
-    for name, bits, columns in (("base", base, book.base_order), ("signs", signs, order)):
-        if bits is None:
-            continue
-        check_dtype(name, bits, torch.uint8)
-        if bits.dim() != 2 or bits.shape[1] != (columns + 7) // 8:
-            fail(
-                f"{name} has shape {tuple(bits.shape)}, expected rows of {(columns + 7) // 8} bytes"
-            )
-    if base is not None and base.shape[0] != book.base_order:
-        fail(f"base has {base.shape[0]} rows, expected {book.base_order}")
-    blocks = 1 if signs is None else signs.shape[0]
-    rows = blocks * order * (2 if book.negate else 1)
-    if not 1 <= book.num_classes <= MAX_CLASSES or book.row_offset < 0:
-        fail(
-            f"num_classes is {book.num_classes} from row {book.row_offset}, expected 1 to "
-            f"{MAX_CLASSES} classes from a row of at least 0"
-        )
-    if book.row_offset + book.num_classes > rows:
-        fail(
-            f"num_classes is {book.num_classes} from row {book.row_offset}, but {blocks} block(s) "
-            f"of order {order} have {rows} distinct rows"
-        )
-    if book.center and (blocks != 1 or book.negate or book.num_classes < 2):
-        fail(
-            f"center needs one block without negations and at least 2 classes, not {blocks} "
-            f"block(s), negate {book.negate} and {book.num_classes} class(es)"
-        )
-    if not 0 <= book.class_begin < book.class_end <= book.num_classes:
-        fail(
-            f"the class range is [{book.class_begin}, {book.class_end}), expected a non-empty "
-            f"range within [0, {book.num_classes})"
-        )
-    return book, blocks
 
 
 @dataclass(frozen=True)
@@ -144,8 +81,7 @@ class Split:
 def split(book: Geometry, at_least: int = 1) -> Split:
     """Tiles of at least `at_least` logits; one tile for all where they fit, or where a centre needs
     every class."""
-    size = 1 << book.log2
-    order = book.base_order * size
+    size, order = 1 << book.log2, book.order
     halves = 2 if book.negate else 1
     first, last = book.class_begin, book.class_end - 1
     if book.center:
@@ -179,7 +115,7 @@ def rows_per_program(tile: int, batch: int) -> int:
 
 @dataclass(frozen=True)
 class Head:
-    """A head's arguments, checked, and its split."""
+    """A head's arguments and its split."""
 
     x: Tensor  # [rows, columns]
     leading: tuple[int, ...]
@@ -192,13 +128,32 @@ class Head:
     normalize: bool
     split: Split
 
+    @classmethod
+    def of(cls, checked: shapes.Head, at_least: int = 1) -> Head:
+        """Tiles of at least `at_least` logits."""
+        x, alpha, bias, base, signs, _, normalize = checked.arguments
+        check_x("x", x)
+        check_order(checked.book.order, "the order base_order · 2^log2")
+        return cls(
+            rows_of(x),
+            tuple(x.shape[:-1]),
+            alpha.contiguous(),
+            None if bias is None else bias.contiguous(),
+            None if base is None else base.contiguous(),
+            None if signs is None else signs.contiguous(),
+            checked.book,
+            1 if signs is None else signs.shape[0],
+            normalize,
+            split(checked.book, at_least),
+        )
+
     @property
     def batch(self) -> int:
         return self.x.shape[0]
 
     @property
     def classes(self) -> int:
-        return self.book.class_end - self.book.class_begin
+        return self.book.computed
 
     @property
     def rows(self) -> int:
@@ -232,7 +187,7 @@ class Head:
 
     def constants(self) -> dict[str, Any]:
         """Kernel arguments that are compiled in."""
-        width, order = self.split.width, self.book.base_order << self.book.log2
+        width, order = self.split.width, self.book.order
         center = self.book.center != 0
         # One block where x needs no mixing, so that it is read once for the norm and the sums.
         block = width if order == width else min(power_of_two(order), 1024)
@@ -256,89 +211,19 @@ class Head:
         }
 
 
-def check_head(
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    at_least: int = 1,
-) -> Head:
-    book, blocks = check_codebook(geometry, base, signs)
-    if x.dim() == 0:
-        fail("x has no dimensions, expected [..., features]")
-    check_dtype("x", x, *FEATURES)
-    check_device(x, alpha=alpha, bias=bias, base=base, signs=signs)
-    packed = x.dtype == torch.uint8
-    columns = (book.in_features + 7) // 8 if packed else book.in_features
-    if x.shape[-1] != columns:
-        fail(
-            f"x has {x.shape[-1]} {'bytes of packed signs' if packed else 'features'} in its last "
-            f"dimension, expected {columns} for {book.in_features} features"
-        )
-    check_dtype("alpha", alpha, torch.float32)
-    if alpha.numel() != 1:
-        fail(f"alpha has {alpha.numel()} elements, expected 1")
-    if bias is not None:
-        check_dtype("bias", bias, torch.float32)
-        classes = book.class_end - book.class_begin
-        if tuple(bias.shape) != (classes,):
-            fail(
-                f"bias has shape {tuple(bias.shape)}, expected one element for each of {classes} "
-                "classes"
-            )
-    return Head(
-        rows_of(x),
-        tuple(x.shape[:-1]),
-        alpha.contiguous(),
-        None if bias is None else bias.contiguous(),
-        None if base is None else base.contiguous(),
-        None if signs is None else signs.contiguous(),
-        book,
-        blocks,
-        normalize,
-        split(book, at_least),
-    )
-
-
-def check_allowed(head: Head, allowed: Tensor | None) -> dict[str, Any]:
+def allowed_of(head: Head, allowed: Tensor | None) -> dict[str, Any]:
     """Kernel arguments of a class mask."""
     if allowed is None:
         return {"allowed_ptr": head.alpha, "allowed_stride": 0, "HAS_ALLOWED": False}
-    check_device(head.x, allowed=allowed)
-    check_dtype("allowed", allowed, torch.uint8)
-    width = (head.classes + 7) // 8
-    if allowed.dim() == 0 or allowed.shape[-1] != width:
-        fail(
-            f"allowed has shape {tuple(allowed.shape)}, expected rows of {width} bytes for "
-            f"{head.classes} classes"
-        )
-    if allowed.dim() > 1 and tuple(allowed.shape[:-1]) != head.leading:
-        fail(
-            f"allowed has shape {tuple(allowed.shape)}, expected [{width}] or "
-            f"{[*head.leading, width]}, as many rows as x"
-        )
-    stride = 0 if allowed.dim() == 1 else width
-    return {"allowed_ptr": allowed.contiguous(), "allowed_stride": stride, "HAS_ALLOWED": True}
+    stride = 0 if allowed.dim() == 1 else allowed.shape[-1]
+    return {
+        "allowed_ptr": allowed.contiguous(),
+        "allowed_stride": stride,
+        "HAS_ALLOWED": True,
+    }
 
 
-def check_k(head_classes: int, k: int) -> None:
-    most = min(head_classes, MAX_TOPK)
-    if not 1 <= k <= most:
-        fail(f"k is {k}, expected 1 to {most} for {head_classes} classes")
-
-
-def check_ids(head: Head, ids: Tensor) -> Tensor:
+def ids_of(head: Head, ids: Tensor) -> Tensor:
     """[rows, ids of each]."""
-    check_device(head.x, ids=ids)
-    check_dtype("ids", ids, torch.int64)
-    leading = len(head.leading)
-    if tuple(ids.shape[:leading]) != head.leading or ids.dim() not in (leading, leading + 1):
-        fail(
-            f"ids has shape {tuple(ids.shape)}, expected that of x without its last dimension, "
-            f"{list(head.leading)}, or with another last one"
-        )
-    each = ids.shape[-1] if ids.dim() > leading else 1
+    each = ids.shape[-1] if ids.dim() > len(head.leading) else 1
     return ids.reshape(math.prod(head.leading), each).contiguous()

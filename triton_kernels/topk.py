@@ -116,7 +116,14 @@ def topk_kernel(
                 LOG2_TILE,
             ),
             Classes(
-                first_row, class_count, bias_ptr, allowed_ptr, allowed_stride, rows, HAS_BIAS, HAS_ALLOWED
+                first_row,
+                class_count,
+                bias_ptr,
+                allowed_ptr,
+                allowed_stride,
+                rows,
+                HAS_BIAS,
+                HAS_ALLOWED,
             ),
             first_slot + (chunk * TILES_PER_CHUNK + tile) * SLOTS,
             NORMALIZE,

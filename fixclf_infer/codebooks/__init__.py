@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from numpy.typing import ArrayLike
 
 from . import delsarte_goethals, etf, hadamard, kerdock, orthoplex, search, version2
-from .base import MAX_CLASSES, MAX_FEATURES, Codebook, KernelData, integer
+from .base import MAX_CLASSES, MAX_FEATURES, Codebook, integer
 from .dense import orthonormal, user_matrix
 from .hoffer import brevitas, hoffer
+from .kernel import KernelData
 from .measure import additions
 from .orders import MAX_BASE, Order, choose_order, cover, find_order, power_of_two, tolerance
 

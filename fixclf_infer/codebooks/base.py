@@ -1,4 +1,4 @@
-"""What every family shares: the kernels' view of a codebook, and the codebook itself."""
+"""What every family shares: the codebook itself."""
 
 from __future__ import annotations
 
@@ -11,46 +11,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .kernel import Geometry, KernelData, parity
+
 if TYPE_CHECKING:
     from .measure import Histogram, Report
-
-Bits = NDArray[np.uint8]
 
 MAX_FEATURES = 2**16
 MAX_CLASSES = 2**24
 MAX_MATRIX_ENTRIES = 2**28
-
-
-@dataclass(frozen=True)
-class KernelData:
-    """A ±1 codebook as the kernels read it.
-
-    Block j is `B_j = H_n D_j` with `H_n = P_b ⊗ H_{2^k}` and `D_j` a diagonal of signs. The stack
-    `[B_0; B_1; …]`, or `[B_0; −B_0; B_1; −B_1; …]` with `negate`, is cut to the classes' rows and
-    the features' columns.
-    """
-
-    base_order: int  # b, 1 for Sylvester
-    log2: int  # k; the order is n = b · 2^k
-    base: Bits | None  # P_b as uint8 [b, ⌈b/8⌉], little-endian bits, set = −1; None if b = 1
-    signs: Bits | None  # D_j as uint8 [blocks, ⌈n/8⌉], same bits; None = one block without flips
-    negate: bool  # every block is followed by its negation
-    center: bool  # simplex ETF: y → √(C/(C−1)) · (y − mean over the C classes)
-    row_offset: int  # class i is row i + row_offset of the stack
-    column_offset: int  # feature j is column j + column_offset of H_n
-
-    @property
-    def order(self) -> int:
-        return self.base_order << self.log2
-
-    @property
-    def blocks(self) -> int:
-        return 1 if self.signs is None else len(self.signs)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the whole stack."""
-        return self.order * self.blocks * (2 if self.negate else 1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +49,15 @@ class Codebook:
     reason: str = ""
     cosines: Cosines | None = field(default=None, repr=False)
     max_base: int | None = None  # as given to `codebook()`: part of the identity if set
+
+    def geometry(self, shard: range | None = None) -> Geometry:
+        """The integers of a ±1 codebook, for all classes or for a shard of them.
+
+        Raises ValueError for a dense codebook, or when the shard is no range within [0, C).
+        """
+        if self.kernel is None:
+            raise ValueError(f"codebook is dense ({self.kind}), expected one of a ±1 family")
+        return self.kernel.geometry(self.in_features, self.num_classes, shard)
 
     @property
     def order(self) -> int:
@@ -200,19 +177,6 @@ class Codebook:
         from .measure import histogram
 
         return histogram(self, bins)
-
-
-def parity(values: NDArray[np.int64]) -> Bits:
-    """popcount(values) mod 2, for values in [0, 2^32)."""
-    values = values.astype(np.uint32)
-    for shift in (16, 8, 4, 2, 1):
-        values ^= values >> np.uint32(shift)
-    return (values & np.uint32(1)).astype(np.uint8)
-
-
-def pack(bits: ArrayLike) -> Bits:
-    """Rows of 0/1 (1 = −1) to little-endian bytes."""
-    return np.packbits(np.asarray(bits, np.uint8), axis=-1, bitorder="little")
 
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:

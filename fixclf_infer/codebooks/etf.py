@@ -21,7 +21,8 @@ deep learning training", PNAS 117 (2020) 24652–24663.
 
 from __future__ import annotations
 
-from .base import Codebook, Cosines, KernelData, pack
+from .base import Codebook, Cosines
+from .kernel import KernelData, pack
 from .orders import cover, find_order
 from .search import first_mask
 

@@ -17,7 +17,8 @@ J. Hadamard, "Résolution d'une question relative aux déterminants", Bull. Sci.
 
 from __future__ import annotations
 
-from .base import Codebook, Cosines, KernelData
+from .base import Codebook, Cosines
+from .kernel import KernelData
 from .orders import Order, choose_order, prices
 
 VERSION = 3

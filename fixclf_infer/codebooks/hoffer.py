@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import warnings
 
-from .base import Codebook, Cosines, KernelData
+from .base import Codebook, Cosines
+from .kernel import KernelData
 
 VERSION = 1
 

@@ -33,8 +33,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Bits, Codebook, Cosines, KernelData, pack
+from .base import Codebook, Cosines
 from .galois import BinaryField
+from .kernel import Bits, KernelData, pack
 from .orders import Order, power_of_two, prices
 
 VERSION = 3

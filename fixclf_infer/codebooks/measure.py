@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Bits, Codebook, KernelData, integer
+from .base import Codebook, integer
+from .kernel import Bits, KernelData
 from .orders import Order, base_matrix
 
 EXACT_UP_TO = 100_000  # classes whose cosines are measured by transforms

@@ -18,8 +18,8 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Bits, pack
 from .goethals_seidel import goethals_seidel
+from .kernel import Bits, pack
 from .paley import paley
 
 MAX_BASE = 512

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Codebook, Cosines, KernelData, pack
+from .base import Codebook, Cosines
+from .kernel import KernelData, pack
 from .orders import Order, choose_order, prices
 from .search import first_mask, last_row
 

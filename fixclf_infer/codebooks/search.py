@@ -37,8 +37,9 @@ from hashlib import shake_128
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Bits, Codebook, Cosines, KernelData, pack, parity
+from .base import Codebook, Cosines
 from .kerdock import capacity, coherence, field_degree, forms
+from .kernel import Bits, KernelData, pack, parity
 from .measure import block_products, signs, walsh_hadamard
 from .orders import Order, base_matrix, choose_order, prices
 

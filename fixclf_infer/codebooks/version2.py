@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import kerdock, search
-from .base import Codebook, KernelData, pack
+from .base import Codebook
+from .kernel import KernelData, pack
 from .orders import Order, cover, find_order
 
 Build = Callable[[int, int, int], Codebook]

@@ -39,11 +39,7 @@ class FixedHead:
     """
 
     def __init__(self, codebook: Codebook, alpha: float, bias: ArrayLike | None = None) -> None:
-        data = codebook.kernel
-        if data is None:
-            raise ValueError(
-                f"codebook is of the dense kind {codebook.kind!r}, expected one of ±1 rows"
-            )
+        self._geometry = codebook.geometry()
         self.codebook = codebook
         self.alpha = float(np.float32(alpha))
         if not math.isfinite(self.alpha):
@@ -53,19 +49,13 @@ class FixedHead:
             raise ValueError(
                 f"bias has shape {list(self.bias.shape)}, expected [{codebook.num_classes}]"
             )
-        self._codebook_arguments: dict[str, Any] = {
-            **vars(data),
-            "in_features": codebook.in_features,
-            "num_classes": codebook.num_classes,
-            "class_begin": 0,
-            "class_end": codebook.num_classes,
-            "normalize": True,
-        }
         self._single = self._native_head(self.bias)
         self._double: _native.Head | None = None
 
     def _native_head(self, bias: Array | None) -> _native.Head:
-        return _native.Head(self.alpha, bias, **self._codebook_arguments)
+        data = self.codebook.kernel
+        assert data is not None
+        return _native.Head(self.alpha, bias, data.base, data.signs, self._geometry)
 
     @classmethod
     def from_module(cls, module: Any) -> FixedHead:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
 from .. import backends, ops
 from ..codebooks import Codebook, codebook, from_identity
 from ..epilogue import Epilogue
 from ..ops import derivatives
+from ..ops.shapes import accumulation
 
 # Plain integers: an operator call converts an enumeration member in 1.7 us.
 _LOGITS, _SOFTMAX, _LOG_SOFTMAX = map(
@@ -30,10 +29,6 @@ _IDENTITY_BYTES = 256
 def default_alpha(num_classes: int) -> float:
     """α = log(99 (C − 1)): cosine 1 to one class and 0 to all others then has probability 0.99."""
     return math.log(99 * max(num_classes - 1, 1))
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 # One node of a graph that torch.fx traces, which can't follow questions about dtypes.
@@ -52,13 +47,13 @@ def _map(
     """The head on features x [..., N]: [..., C]."""
     if x.is_nested:
         return _map_nested(x, alpha, bias, base, signs, dense, geometry, epilogue, dtype)
-    exact = _exact(x)
+    exact = accumulation(x.dtype)
     if alpha.dtype != exact:
         alpha = alpha.to(exact)
     if bias is not None and bias.dtype != exact:
         bias = bias.to(exact)
     if dense is not None:
-        z = _dense_logits(x, alpha, bias, dense)
+        z = ops.dense.logits(x, alpha, bias, dense)
         if epilogue == _SOFTMAX:
             z = z.softmax(-1)
         elif epilogue == _LOG_SOFTMAX:
@@ -84,20 +79,6 @@ def _map_nested(x: Tensor, *others: Any) -> Tensor:
         offsets: Tensor = x.offsets()  # type: ignore[attr-defined]
         return torch.nested.nested_tensor_from_jagged(_map(x.values(), *others), offsets)
     return torch.nested.as_nested_tensor([_map(each, *others) for each in x.unbind()])
-
-
-def _dense_logits(x: Tensor, alpha: Tensor, bias: Tensor | None, dense: Tensor) -> Tensor:
-    """Codebooks that are no Hadamard matrix run as a dense product, in alpha's dtype."""
-    in_features = dense.shape[1]
-    if x.dtype == torch.uint8:
-        x = ops.unpack_signs(x, in_features)
-    kind = x.device.type
-    full = torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()
-    with full:  # whose float32 products autocast would round to bfloat16
-        unit = nn.functional.normalize(x.to(alpha.dtype), dim=-1)
-        w = dense.to(alpha.dtype)
-        z = alpha / math.sqrt(in_features) * nn.functional.linear(unit, w)
-        return z if bias is None else z + bias
 
 
 class FixedClassifier(nn.Module):
@@ -241,35 +222,25 @@ class FixedClassifier(nn.Module):
         Args:
             k: 1 to min(C, 1024).
             log_probabilities: values are log-probabilities, not logits.
-            allowed: classes that take part: bool [C] or [..., C], or `ops.pack_allowed` of it. Others
-                have the logit −∞.
+            allowed: classes that take part: bool [C] or [..., C], or `ops.pack_allowed` of it.
+                Others have the logit −∞.
         """
-        inputs, allowed = self._inputs(x), _packed(allowed)
-        if self.dense is None:
-            return ops.head_topk(*inputs, k, log_probabilities=log_probabilities, allowed=allowed)
-        z = self._masked_logits(x, allowed)
-        if not 1 <= k <= min(self.num_classes, 1024):
-            raise ValueError(f"k is {k}, expected 1 to {min(self.num_classes, 1024)}")
-        logsumexp = z.logsumexp(-1)
-        values, indices = z.sort(dim=-1, descending=True, stable=True)
-        values = values[..., :k] - (logsumexp.unsqueeze(-1) if log_probabilities else 0)
-        return values, indices[..., :k], logsumexp
+        found: tuple[Tensor, Tensor, Tensor] = self._ops.head_topk(
+            *self._inputs(x), k, log_probabilities=log_probabilities, allowed=_packed(allowed)
+        )
+        return found
 
     def argmax(self, x: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """The class of the largest logit, [...]; the lowest on ties."""
-        inputs, allowed = self._inputs(x), _packed(allowed)
-        if self.dense is None:
-            return ops.head_argmax(*inputs, allowed=allowed)
-        return self._masked_logits(x, allowed).sort(dim=-1, descending=True, stable=True)[1][..., 0]
+        classes: Tensor = self._ops.head_argmax(*self._inputs(x), allowed=_packed(allowed))
+        return classes
 
     def log_prob(self, x: Tensor, ids: Tensor, *, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities at the classes ids, int64 [...] or [..., M]."""
-        inputs, allowed = self._inputs(x), _packed(allowed)
-        if self.dense is None:
-            return ops.head_log_prob(*inputs, ids, allowed=allowed)[0]
-        self._check_classes("ids", ids, x)
-        wide = ids if ids.dim() == x.dim() else ids.unsqueeze(-1)
-        return self._masked_logits(x, allowed).log_softmax(-1).gather(-1, wide).reshape(ids.shape)
+        found: tuple[Tensor, ...] = self._ops.head_log_prob(
+            *self._inputs(x), ids, allowed=_packed(allowed)
+        )
+        return found[0]
 
     def sample(
         self,
@@ -280,15 +251,11 @@ class FixedClassifier(nn.Module):
     ) -> Tensor:
         """One class [...] drawn from the softmax of each row, in one pass (Gumbel-max). The
         generator gives each row a seed; a row's sample depends on its features and seed alone."""
-        inputs, allowed = self._inputs(x), _packed(allowed)
-        if self.dense is None:
-            # A generator, None too, and a batch of any size don't go together in torch.export.
-            options: dict[str, Any] = {} if generator is None else {"generator": generator}
-            seeds = torch.randint(2**63 - 1, x.shape[:-1], device=x.device, **options)
-            return ops.head_sample(*inputs, seeds, allowed=allowed)
-        p = self._masked_logits(x, allowed).softmax(-1)
-        drawn = torch.multinomial(p.reshape(-1, self.num_classes), 1, generator=generator)
-        return drawn.reshape(x.shape[:-1])
+        # A generator, None too, and a batch of any size don't go together in torch.export.
+        options: dict[str, Any] = {} if generator is None else {"generator": generator}
+        seeds = torch.randint(2**63 - 1, x.shape[:-1], device=x.device, **options)
+        drawn: Tensor = self._ops.head_sample(*self._inputs(x), seeds, allowed=_packed(allowed))
+        return drawn
 
     def loss(
         self,
@@ -305,18 +272,8 @@ class FixedClassifier(nn.Module):
         ignored), "sum" or "none" ([...])."""
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
-        if self.dense is not None:
-            if not 0 <= label_smoothing <= 1:
-                raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 to 1")
-            self._check_classes("target", target, x, ignore_index)
-            return nn.functional.cross_entropy(
-                self._masked_logits(x, None).reshape(-1, self.num_classes),
-                target.flatten(),
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            ).reshape(target.shape if reduction == "none" else ())
-        losses, _ = ops.head_nll(
+        losses: Tensor
+        losses, _ = self._ops.head_nll(
             *self._inputs(x), target, ignore_index=ignore_index, label_smoothing=label_smoothing
         )
         if reduction == "none":
@@ -351,62 +308,17 @@ class FixedClassifier(nn.Module):
                 base, signs, dense = self.base, self.signs, self.dense
         return alpha, bias, base, signs, dense, self._geometry
 
-    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, ops.CodebookArguments]:
-        """What every reduction takes first, in the accumulation dtype."""
-        alpha, bias, base, signs, _, geometry = self._operands(x)
-        exact = _exact(x)
-        return (
-            x,
-            alpha.to(exact),
-            None if bias is None else bias.to(exact),
-            ops.CodebookArguments(base, signs, geometry),
-        )
+    @property
+    def _ops(self) -> Any:
+        return ops if self.dense is None else ops.dense
 
-    def _masked_logits(self, x: Tensor, allowed: Tensor | None) -> Tensor:
-        """Of a dense codebook."""
-        alpha, bias, _, _, dense, _ = self._operands(x)
-        assert dense is not None
-        exact = _exact(x)
-        z = _dense_logits(x, alpha.to(exact), None if bias is None else bias.to(exact), dense)
-        if allowed is not None:
-            self._check_allowed(allowed, x)
-            z = z.masked_fill(ops.unpack_signs(allowed, self.num_classes) > 0, -math.inf)
-        return z
-
-    def _check_classes(
-        self, name: str, ids: Tensor, x: Tensor, ignore_index: int | None = None
-    ) -> None:
-        leading = x.shape[:-1]
-        if ids.shape != leading and (ignore_index is not None or ids.shape[:-1] != leading):
-            raise ValueError(
-                f"{name} has shape {list(ids.shape)}, expected that of x without its last dimension"
-            )
-        outside = (ids < 0) | (ids >= self.num_classes)
-        if ignore_index is not None:
-            outside &= ids != ignore_index
-        if not torch.compiler.is_compiling() and outside.any():
-            at = outside.nonzero()[0].tolist()
-            raise ValueError(
-                f"{name}{at} is {int(ids[tuple(at)])}, expected a class in [0, {self.num_classes})"
-            )
-
-    def _check_allowed(self, allowed: Tensor, x: Tensor) -> None:
-        if allowed.shape[-1] != (self.num_classes + 7) // 8:
-            raise ValueError(
-                f"allowed has rows of {allowed.shape[-1]} bytes, expected {(self.num_classes + 7) // 8} "
-                f"for {self.num_classes} classes"
-            )
-        if allowed.dim() > 1 and allowed.shape[:-1] != x.shape[:-1]:
-            raise ValueError(
-                f"allowed has shape {list(allowed.shape)}, expected one row, or the leading dimensions "
-                f"of x, {list(x.shape)}"
-            )
-        if torch.compiler.is_compiling():
-            return  # what follows depends on values
-        any_allowed = (ops.unpack_signs(allowed, self.num_classes) < 0).any(-1).flatten()
-        if not any_allowed.all():
-            row = int((~any_allowed).nonzero()[0])
-            raise ValueError(f"allowed allows no class in row {row}, expected at least one")
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """What every reduction takes first: x, α and the bias in the accumulation dtype, and the
+        codebook's arguments or its matrix."""
+        alpha, bias, base, signs, dense, geometry = self._operands(x)
+        exact = accumulation(x.dtype)
+        book = ops.CodebookArguments(base, signs, geometry) if dense is None else dense
+        return x, alpha.to(exact), None if bias is None else bias.to(exact), book
 
     # State.
 

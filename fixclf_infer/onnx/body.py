@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
-from ..codebooks.base import Bits, pack, parity
+from ..codebooks.kernel import Bits, pack, parity
 from ..epilogue import Epilogue
 from .model import attribute, constants, known_types, read_head, where
 from .schema import DOMAINS, HEADS, OPSET, SCHEMAS, Head

@@ -17,14 +17,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..epilogue import Epilogue
+from ..epilogue import MAX_TOPK, Epilogue
 from ..fileformat import FORMAT_VERSION
 from ..nn import FixedClassifier
 from ..ops import Geometry
 from .body import append_bodies
 from .metadata import record
 from .model import attribute, check, constants, head_nodes, key, load, seal, where
-from .schema import ATTRIBUTES, DOMAIN, MAX_K, OPSET, SCHEMAS
+from .schema import ATTRIBUTES, DOMAIN, OPSET, SCHEMAS
 
 Outputs = Literal["logits", "softmax", "topk"]
 OPSETS = range(18, 24)
@@ -350,8 +350,8 @@ def _replace_logits(model: ModelProto, node: NodeProto, k: int | None) -> None:
         attribute(node, "epilogue").i = Epilogue.SOFTMAX
         return
     classes = attribute(node, "num_classes").i
-    if not 1 <= k <= min(classes, MAX_K):
-        raise ValueError(f"k is {k}, expected 1 to {min(classes, MAX_K)} for {where(node)}")
+    if not 1 <= k <= min(classes, MAX_TOPK):
+        raise ValueError(f"k is {k}, expected 1 to {min(classes, MAX_TOPK)} for {where(node)}")
     node.op_type = "FixedHeadTopK"
     values = {a.name: a.i for a in node.attribute} | {"k": k, "log_probabilities": 0}
     del node.attribute[:]

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..codebooks import Codebook
-from ..epilogue import Epilogue
+from ..epilogue import MAX_TOPK, Epilogue
 from ..fileformat import (
     OWN_FIELDS,
     between,
@@ -24,7 +24,7 @@ from ..fileformat import (
     sealed,
 )
 from .metadata import check_metadata
-from .schema import ATTRIBUTES, DOMAINS, HEADS, MAX_K, Head
+from .schema import ATTRIBUTES, DOMAINS, HEADS, Head
 
 Constants = Callable[[str], "np.ndarray[Any, Any] | None"]
 
@@ -234,9 +234,13 @@ def read_head(node: NodeProto, constant: Constants) -> Head:
         if given and bits is None:
             raise ValueError(f"{where(node)}: {name} is computed, expected an initialiser")
     if node.op_type == "FixedHead":
-        between(where(node), "epilogue", values["epilogue"], 0, Epilogue.SIGMOID)
+        if values["epilogue"] not in list(Epilogue):
+            raise ValueError(
+                f"{where(node)}: epilogue is {values['epilogue']}, expected one of "
+                f"{', '.join(f'{int(e)} ({e.name.lower()})' for e in Epilogue)}"
+            )
     else:
-        between(where(node), "k", values["k"], 1, min(max(1, values["num_classes"]), MAX_K))
+        between(where(node), "k", values["k"], 1, min(max(1, values["num_classes"]), MAX_TOPK))
     book = read_codebook(where(node), values, signs, base)
     check_scale(where(node), values, alpha, bias)
     head = Head(book, bool(inputs[2]))

@@ -26,7 +26,6 @@ DOMAIN = "ai.fixclf"
 # The library has every operator in each of these; `body` says why.
 DOMAINS = (DOMAIN, *(f"{DOMAIN}.{i}" for i in range(2, 9)))
 OPSET = 1
-MAX_K = 1024
 
 HEADS = tuple(OWN_FIELDS)
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from .. import reference
-from ..codebooks import Codebook
 from ..epilogue import Epilogue
 from .metadata import recorded_codebooks
 from .model import (
@@ -35,8 +34,6 @@ from .schema import Head
 
 F64 = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
-
-_CHUNK = 2**24  # entries of W that the oracle makes at a time
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def verify(
         alone, dtype, shape = _alone(model, node, values)
         x = _features(dtype, [batch, *[1] * (len(shape) - 2)][: len(shape) - 1], head, rng)
         alpha, bias = float(values["alpha"].item()), values.get("bias")
-        want = _logits(book or head.codebook, x, alpha, bias)
+        want = reference.codebook_logits(x, book or head.codebook, alpha, bias)
         scale = abs(alpha) + (0.0 if bias is None else _largest(bias))
         with TemporaryDirectory() as folder:
             file = Path(folder) / "head.onnx"
@@ -188,17 +185,6 @@ def _features(
     if dtype == np.int8:
         x = np.clip(40 * x, -127, 127)
     return x.astype(dtype).astype(np.float32)
-
-
-def _logits(book: Codebook, x: NDArray[Any], alpha: float, bias: NDArray[Any] | None) -> F64:
-    """The oracle, a part of W at a time."""
-    step = max(1, _CHUNK // book.in_features)
-    parts = []
-    for begin in range(0, book.num_classes, step):
-        ids = np.arange(begin, min(begin + step, book.num_classes))
-        part = None if bias is None else bias[ids]
-        parts.append(reference.logits(x, book.rows(ids), alpha, part))
-    return np.concatenate(parts, axis=-1)
 
 
 def _compare(

@@ -16,15 +16,14 @@ backward. The functions of these names in this package also run under `torch.fun
 
 from .. import backends
 from ..epilogue import Epilogue
-from ..loader import load_torch_library
 
-load_torch_library()
-backends.register_operators()
+backends.load()
 
+from ..codebooks.kernel import Geometry  # noqa: E402
+from . import dense as dense  # noqa: E402
 from . import derivatives  # noqa: E402
 from .bits import (  # noqa: E402
     CodebookArguments,
-    Geometry,
     codebook_arguments,
     pack_allowed,
     pack_signs,

@@ -7,23 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..codebooks.kernel import Geometry
+
 if TYPE_CHECKING:
     from ..codebooks import Codebook
-
-
-class Geometry(NamedTuple):
-    """The integers of a codebook, in the operators' order (csrc/core/codebook.h explains each)."""
-
-    in_features: int
-    base_order: int
-    log2: int
-    negate: int
-    center: int
-    row_offset: int
-    column_offset: int
-    num_classes: int
-    class_begin: int
-    class_end: int
 
 
 class CodebookArguments(NamedTuple):
@@ -39,31 +26,29 @@ def codebook_arguments(book: Codebook, classes: range | None = None) -> Codebook
 
     Raises ValueError for a dense codebook, or when the shard is not a range within [0, C).
     """
-    data = book.kernel
-    if data is None:
-        raise ValueError(f"codebook is dense ({book.kind}), expected one of a ±1 family")
-    shard = range(book.num_classes) if classes is None else classes
-    if shard.step != 1 or not 0 <= shard.start < shard.stop <= book.num_classes:
-        raise ValueError(
-            f"classes is {shard}, expected a non-empty range within [0, {book.num_classes})"
-        )
-    geometry = Geometry(
-        book.in_features,
-        data.base_order,
-        data.log2,
-        int(data.negate),
-        int(data.center),
-        data.row_offset,
-        data.column_offset,
-        book.num_classes,
-        shard.start,
-        shard.stop,
-    )
+    geometry, data = book.geometry(classes), book.kernel
+    assert data is not None
     return CodebookArguments(
         None if data.base is None else torch.from_numpy(data.base),
         None if data.signs is None else torch.from_numpy(data.signs),
         list(geometry),
     )
+
+
+class HeadArguments(NamedTuple):
+    """What every head takes first."""
+
+    x: Tensor
+    alpha: Tensor
+    bias: Tensor | None
+    base: Tensor | None
+    signs: Tensor | None
+    geometry: list[int]
+    normalize: bool
+
+    @property
+    def book(self) -> Geometry:
+        return Geometry(*self.geometry)
 
 
 def _pack(bits: Tensor) -> Tensor:

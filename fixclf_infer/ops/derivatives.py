@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ..codebooks.kernel import Geometry
 from ..epilogue import Epilogue
-from .bits import Geometry, unpack_signs
+from .bits import HeadArguments, unpack_signs
 from .shapes import accumulation
 
 Gradients = tuple[Tensor | None, ...]
@@ -79,6 +80,50 @@ def _mapped(call: Any, rows: tuple[int, ...], info: Any, in_dims: Any, *argument
     return _vmap(call, given, info, in_dims, arguments)
 
 
+def _places(name: str, *names: str) -> tuple[int, ...]:
+    """Where arguments of these names stand in an operator's schema."""
+    schema = getattr(torch.ops.fixclf, name).default._schema
+    all_names = [argument.name for argument in schema.arguments]
+    return tuple(map(all_names.index, names))
+
+
+# Operator → its Function.
+FUNCTIONS: dict[str, Any] = {}
+
+
+def _operator(name: str, *rows: str) -> Callable[[Any], Any]:
+    """The Function of an operator, whose arguments follow the namespace of operators. `rows`: those
+    of them that are tensors whose leading dimensions are rows."""
+
+    def register(function: Any) -> Any:
+        def forward(operators: Any, *arguments: Any) -> Any:
+            return _run(getattr(operators, name), *arguments)
+
+        def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+            places = tuple(place + 1 for place in _places(name, *rows))
+            return _vmap(function.apply, places, info, in_dims, arguments)
+
+        function.forward = staticmethod(forward)
+        if function.vmap is Function.vmap:
+            function.vmap = staticmethod(vmap)
+        FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
+def _gradients(ctx: Any, *found: Tensor | None) -> Gradients:
+    """Of an operator's first arguments; the namespace before them and the others have none."""
+    others = len(ctx.needs_input_grad) - 1 - len(found)
+    return (None, *found, *[None] * others)
+
+
+def _split(inputs: tuple[Any, ...]) -> tuple[Any, HeadArguments, tuple[Any, ...]]:
+    """Of a head's inputs: the namespace, what every head shares, and the operator's own."""
+    shared = 1 + len(HeadArguments._fields)
+    return inputs[0], HeadArguments(*inputs[1:shared]), inputs[shared:]
+
+
 class _Directions:
     """x̂ of features x, [..., N] in the accumulation dtype, and J, which is symmetric: the same
     product takes a tangent forward and a gradient back."""
@@ -128,13 +173,9 @@ def _input_gradients(
     return dx, dalpha
 
 
+@_operator("hadamard_transform", "x")
 class Transform(Function):
     """H is symmetric and the transform linear."""
-
-    @staticmethod
-    def forward(operators: Any, x: Tensor, scale: float) -> Tensor:
-        result: Tensor = _run(operators.hadamard_transform, x, scale)
-        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -142,27 +183,17 @@ class Transform(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        return None, Transform.apply(ctx.operators, grad.contiguous(), ctx.scale), None
+        return _gradients(ctx, Transform.apply(ctx.operators, grad.contiguous(), ctx.scale))
 
     @staticmethod
     def jvp(ctx: Any, _: None, dx: Tensor, *others: None) -> Tensor:
         result: Tensor = Transform.apply(ctx.operators, dx.contiguous(), ctx.scale)
         return result
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Transform.apply, (1,), info, in_dims, arguments)
 
-
+@_operator("project_adjoint", "g")
 class Adjoint(Function):
     """Linear in g; the adjoint of the adjoint is the projection."""
-
-    @staticmethod
-    def forward(
-        operators: Any, g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]
-    ) -> Tensor:
-        result: Tensor = _run(operators.project_adjoint, g, base, signs, geometry)
-        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -175,17 +206,13 @@ class Adjoint(Function):
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         base, signs = ctx.saved_tensors
         dg = _product(ctx.operators, grad, 1.0, base, signs, ctx.geometry)
-        return (None, dg.to(ctx.dtype), *[None] * 3)
+        return _gradients(ctx, dg.to(ctx.dtype))
 
     @staticmethod
     def jvp(ctx: Any, _: None, dg: Tensor, *others: None) -> Tensor:
         base, signs = ctx.saved_tensors
         result: Tensor = Adjoint.apply(ctx.operators, dg.contiguous(), base, signs, ctx.geometry)
         return result
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Adjoint.apply, (1,), info, in_dims, arguments)
 
 
 def _product(
@@ -230,19 +257,16 @@ def _back_to_logits(out: Tensor, grad: Tensor, epilogue: int) -> Tensor:
     return _along_classes(out, grad, epilogue)
 
 
+@_operator("head", "x")
 class Head(Function):
     """One value a class; the derivative of the epilogue needs its output only."""
 
     @staticmethod
-    def forward(operators: Any, *arguments: Any) -> Tensor:
-        result: Tensor = _run(operators.head, *arguments)
-        return result
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operators, x, alpha, _, base, signs, ctx.geometry, ctx.normalize = inputs[:8]
-        ctx.epilogue = inputs[8]
-        saved = (x, alpha, base, signs, None if ctx.epilogue == Epilogue.LOGITS else output)
+        ctx.operators, head, (ctx.epilogue, _) = _split(inputs)
+        ctx.geometry, ctx.normalize = head.geometry, head.normalize
+        kept = None if ctx.epilogue == Epilogue.LOGITS else output
+        saved = (head.x, head.alpha, head.base, head.signs, kept)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         ctx.dtype = output.dtype
@@ -260,7 +284,7 @@ class Head(Function):
             dx, dalpha = _input_gradients(x, alpha, projected, ctx.geometry, ctx.normalize, wanted)
         if wanted[2]:
             dbias = dz.reshape(-1, dz.shape[-1]).sum(0)
-        return (None, dx, dalpha, dbias, *[None] * 6)
+        return _gradients(ctx, dx, dalpha, dbias)
 
     @staticmethod
     def jvp(
@@ -281,18 +305,21 @@ class Head(Function):
             dz = _along_classes(output, dz, ctx.epilogue)
         return dz.to(ctx.dtype)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Head.apply, (1,), info, in_dims, arguments)
+
+_BACKWARD_ROWS = (
+    "x",
+    "ids",
+    "logsumexp",
+    "softmax_grad",
+    "ids_grad",
+    "uniform_grad",
+    "allowed",
+)
 
 
+@_operator("head_reduction_backward")
 class ReductionBackward(Function):
     """The backward pass of a reduction, which has no derivative of its own."""
-
-    @staticmethod
-    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = _run(operators.head_reduction_backward, *arguments)
-        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -310,7 +337,8 @@ class ReductionBackward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         # The gradient of the bias is a sum over the rows, which with a bias must stay apart.
-        rows = (1, 2, 3, 4, 5, 12, 13) if arguments[7] is None else ()
+        names = () if _split(arguments)[1].bias is not None else _BACKWARD_ROWS
+        rows = tuple(place + 1 for place in _places("head_reduction_backward", *names))
         (projected, bias), dims = _vmap(ReductionBackward.apply, rows, info, in_dims, arguments)
         if rows:
             bias = bias.expand(info.batch_size, *bias.shape)
@@ -322,43 +350,29 @@ class _Reduction:
     and of the sum of the logits."""
 
     def __init__(self, ctx: Any) -> None:
-        (self.x, self.alpha, self.bias, self.base, self.signs, self.ids, self.allowed) = (
-            ctx.saved_tensors[:7]
-        )
-        self.logsumexp = ctx.saved_tensors[7]
-        self.operators, self.geometry, self.normalize = ctx.operators, ctx.geometry, ctx.normalize
-        self.wanted = ctx.needs_input_grad[1:4]
+        x, alpha, bias, base, signs, self.ids, self.logsumexp, self.allowed = ctx.saved_tensors
+        self.head = HeadArguments(x, alpha, bias, base, signs, ctx.geometry, ctx.normalize)
+        self.operators, self.wanted = ctx.operators, ctx.needs_input_grad[1:4]
+        self.classes = self.head.book.computed
 
     @staticmethod
     def save(
-        ctx: Any, inputs: tuple[Any, ...], ids: Tensor, allowed: Tensor | None, logsumexp: Tensor
+        ctx: Any,
+        operators: Any,
+        head: HeadArguments,
+        ids: Tensor,
+        allowed: Tensor | None,
+        logsumexp: Tensor,
     ) -> None:
-        ctx.operators, x, alpha, bias, base, signs, ctx.geometry, ctx.normalize = inputs[:8]
-        saved = (x, alpha, bias, base, signs, ids, allowed, logsumexp)
+        ctx.operators, ctx.geometry, ctx.normalize = operators, head.geometry, head.normalize
+        saved = (head.x, head.alpha, head.bias, head.base, head.signs, ids, logsumexp, allowed)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
-    @property
-    def classes(self) -> int:
-        book = Geometry(*self.geometry)
-        return book.class_end - book.class_begin
-
     def _backward(self, softmax: Tensor, at_ids: Tensor, uniform: Tensor | None) -> Any:
+        grads = (None if g is None else g.contiguous() for g in (softmax, at_ids, uniform))
         return ReductionBackward.apply(
-            self.operators,
-            softmax.contiguous(),
-            at_ids.contiguous(),
-            None if uniform is None else uniform.contiguous(),
-            self.logsumexp,
-            self.x,
-            self.alpha,
-            self.bias,
-            self.base,
-            self.signs,
-            self.geometry,
-            self.normalize,
-            self.ids,
-            self.allowed,
+            self.operators, *self.head, self.ids, self.logsumexp, *grads, self.allowed
         )
 
     def gradients(
@@ -367,7 +381,7 @@ class _Reduction:
         """Of x, α and the bias for dz_i = softmax p_i + Σ_{ids_m = i} at_ids_m + uniform."""
         projected, dbias = self._backward(softmax, at_ids, uniform)
         if under_transforms():
-            dx, dalpha = self._inputs(self.x, projected)
+            dx, dalpha = self._inputs(self.head.x, projected)
         else:
             dx, dalpha = self._in_parts(projected)
         return (
@@ -377,18 +391,18 @@ class _Reduction:
         )
 
     def _inputs(self, x: Tensor, projected: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _input_gradients(
-            x, self.alpha, projected, self.geometry, self.normalize, self.wanted
-        )
+        _, alpha, *_, geometry, normalize = self.head
+        return _input_gradients(x, alpha, projected, geometry, normalize, self.wanted)
 
     def _in_parts(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """A few rows at a time, and dx in the place of the projection: the temporaries of a whole
         batch would outweigh all else. Many classes take so long a row that calls for few rows do
         not count; a GPU waits for each call."""
-        total = torch.zeros_like(self.alpha)
-        features = self.x.reshape(-1, self.x.shape[-1])
+        x = self.head.x
+        total = torch.zeros_like(self.head.alpha)
+        features = x.reshape(-1, x.shape[-1])
         parts = projected.view(-1, projected.shape[-1])
-        least = 16 if self.x.device.type == "cpu" else 1024
+        least = 16 if x.device.type == "cpu" else 1024
         step = max(least, 2**19 // self.classes)
         for i in range(0, len(parts), step):
             part = parts[i : i + step]
@@ -397,16 +411,16 @@ class _Reduction:
                 part.copy_(dx)
             if dalpha is not None:
                 total = total + dalpha
-        return projected.to(self.x.dtype), total
+        return projected.to(x.dtype), total
 
     def tangents(
         self, dx: Tensor | None, dalpha: Tensor | None, dbias: Tensor | None, mean: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of the logits at ids (0 where they are forbidden), of the logsumexp, and of the mean of
         the logits if asked for."""
-        directions = _Directions(self.x, self.geometry, self.normalize)
-        v = directions.tangent(self.alpha, dx, dalpha).contiguous()
-        book = (self.base, self.signs, self.geometry)
+        x, alpha, _, *book, normalize = self.head
+        directions = _Directions(x, self.head.geometry, normalize)
+        v = directions.tangent(alpha, dx, dalpha).contiguous()
         s = torch.full((), directions.scale, dtype=v.dtype, device=v.device)
         inside = self.ids.clamp(0, self.classes - 1)
         forward = LogProb.apply(self.operators, v, s, None, *book, False, inside, None)
@@ -417,21 +431,14 @@ class _Reduction:
         lse = directions.scale * (projected * v).sum(-1)
         if dbias is not None:
             at_ids = at_ids + dbias[inside]
-            logits = Head.apply(
-                self.operators,
-                self.x,
-                self.alpha,
-                self.bias,
-                *book,
-                self.normalize,
-                _LOGITS,
-                v.dtype if self.x.is_floating_point() else None,
-            )
+            dtype = v.dtype if x.is_floating_point() else None
+            logits = Head.apply(self.operators, *self.head, _LOGITS, dtype)
             p = (logits - self.logsumexp.unsqueeze(-1)).exp()
             lse = lse + (p if self.allowed is None else p * self._allowed()) @ dbias
         if self.allowed is not None:
-            at_ids = at_ids * self._allowed().expand(*self.x.shape[:-1], -1).gather(
-                -1, inside.reshape(*self.x.shape[:-1], -1)
+            rows = x.shape[:-1]
+            at_ids = at_ids * self._allowed().expand(*rows, -1).gather(
+                -1, inside.reshape(*rows, -1)
             ).reshape(at_ids.shape)
         average = None
         if mean:
@@ -445,7 +452,7 @@ class _Reduction:
     def _allowed(self) -> Tensor:
         """1 for the classes that take part, else 0: [C] or [..., C]."""
         assert self.allowed is not None
-        dtype = accumulation(self.x.dtype)
+        dtype = accumulation(self.head.x.dtype)
         return (1 - unpack_signs(self.allowed, self.classes, dtype)) / 2
 
 
@@ -454,75 +461,56 @@ def _sum(grad: Tensor, like: Tensor) -> Tensor:
     return grad.sum(-1) if grad.dim() > like.dim() else grad
 
 
+@_operator("head_topk", "x", "allowed")
 class TopK(Function):
     """Values are logits, or log-probabilities, at the classes that were found."""
 
     @staticmethod
-    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_topk, *arguments)
-        return result
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        operators, head, (_, ctx.log, allowed) = _split(inputs)
         _, indices, logsumexp = output
-        ctx.log = inputs[9]
-        _Reduction.save(ctx, inputs, indices, inputs[10], logsumexp)
+        _Reduction.save(ctx, operators, head, indices, allowed, logsumexp)
         ctx.mark_non_differentiable(indices)
 
     @staticmethod
     def backward(ctx: Any, dvalues: Tensor, _: Tensor, dlse: Tensor) -> Gradients:
         softmax = dlse - dvalues.sum(-1) if ctx.log else dlse
-        return (None, *_Reduction(ctx).gradients(softmax, dvalues), *[None] * 7)
+        return _gradients(ctx, *_Reduction(ctx).gradients(softmax, dvalues))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, None, Tensor]:
         values, lse, _mean = _Reduction(ctx).tangents(*tangents[:3])
         return values - lse.unsqueeze(-1) if ctx.log else values, None, lse
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(TopK.apply, (1, 10), info, in_dims, arguments)
 
-
+@_operator("head_log_prob", "x", "ids", "allowed")
 class LogProb(Function):
     """Log-probabilities and logits at ids, and logsumexp."""
 
     @staticmethod
-    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _run(operators.head_log_prob, *arguments)
-        return result
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _Reduction.save(ctx, inputs, inputs[8], inputs[9], output[2])
+        operators, head, (ids, allowed) = _split(inputs)
+        _Reduction.save(ctx, operators, head, ids, allowed, output[2])
 
     @staticmethod
     def backward(ctx: Any, dlog_probs: Tensor, dlogits: Tensor, dlse: Tensor) -> Gradients:
         softmax = dlse - _sum(dlog_probs, dlse)
-        return (None, *_Reduction(ctx).gradients(softmax, dlog_probs + dlogits), *[None] * 6)
+        return _gradients(ctx, *_Reduction(ctx).gradients(softmax, dlog_probs + dlogits))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor, Tensor]:
         values, lse, _mean = _Reduction(ctx).tangents(*tangents[:3])
         return values - (lse.unsqueeze(-1) if values.dim() > lse.dim() else lse), values, lse
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(LogProb.apply, (1, 8, 9), info, in_dims, arguments)
 
-
+@_operator("head_nll", "x", "target")
 class Nll(Function):
     """loss = logsumexp − (1 − ε) z_target − ε mean(z); both results are 0 for an ignored target."""
 
     @staticmethod
-    def forward(operators: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = _run(operators.head_nll, *arguments)
-        return result
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        target, ctx.ignored, ctx.smoothing = inputs[8:]
-        _Reduction.save(ctx, inputs, target, None, output[1])
+        operators, head, (target, ctx.ignored, ctx.smoothing) = _split(inputs)
+        _Reduction.save(ctx, operators, head, target, None, output[1])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, dlse: Tensor) -> Gradients:
@@ -532,7 +520,7 @@ class Nll(Function):
         uniform = -ctx.smoothing / reduction.classes * dloss if ctx.smoothing else None
         softmax = dloss + torch.where(counts, dlse, 0)
         target = (ctx.smoothing - 1) * dloss
-        return (None, *reduction.gradients(softmax, target, uniform), *[None] * 7)
+        return _gradients(ctx, *reduction.gradients(softmax, target, uniform))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor, Tensor]:
@@ -545,23 +533,9 @@ class Nll(Function):
         counts = reduction.ids != ctx.ignored
         return torch.where(counts, loss, 0), torch.where(counts, lse, 0)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        return _vmap(Nll.apply, (1, 8), info, in_dims, arguments)
 
-
-FUNCTIONS: dict[str, Any] = {
-    "hadamard_transform": Transform,
-    "head": Head,
-    "head_topk": TopK,
-    "head_log_prob": LogProb,
-    "head_nll": Nll,
-    "head_reduction_backward": ReductionBackward,
-    "project_adjoint": Adjoint,
-}
-
-# Operators without a derivative → places of tensors whose leading dimensions are rows.
-_CLASSES = {"head_argmax": (0, 7), "head_sample": (0, 7, 8)}
+# Operators without a derivative → tensors whose leading dimensions are rows.
+_CLASSES = {"head_argmax": ("x", "allowed"), "head_sample": ("x", "seeds", "allowed")}
 
 _registered: list[Any] = []  # a torch.library.Library unregisters when it is collected
 
@@ -602,6 +576,6 @@ def register(namespace: str) -> None:
                 library.impl(name, kernel, "Autograd", allow_override=True)
     for name, rows in _CLASSES.items():
         if hasattr(operators, name):
-            rule = partial(_mapped, getattr(operators, name).default, rows)
+            rule = partial(_mapped, getattr(operators, name).default, _places(name, *rows))
             torch.library.register_vmap(f"{namespace}::{name}", rule, lib=library)
     _registered.append(library)

@@ -1,4 +1,5 @@
-"""Fake kernels: shapes and dtypes without data, for `torch.compile` and `torch.export`."""
+"""Fake kernels: shapes and dtypes without data, for `torch.compile` and `torch.export`. Their
+checks, which the Triton operators make too, have the words of csrc/core/validate.cc."""
 
 from __future__ import annotations
 
@@ -9,10 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bits import Geometry
+from .. import _native
+from ..codebooks.kernel import Geometry
+from ..epilogue import MAX_TOPK
+from .bits import HeadArguments
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_FEATURE_DTYPES = (*_DTYPES, torch.int8, torch.uint8)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FEATURES = (*FLOATING, torch.int8, torch.uint8)
+MAX_INTEGER_FEATURES = 1 << 16  # sums of more might not be exact
+
+# What messages call them, as libtorch does.
+_NAMES = {
+    torch.float32: "Float",
+    torch.bfloat16: "BFloat16",
+    torch.float16: "Half",
+    torch.float64: "Double",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.bool: "Bool",
+}
+_DEVICES = {"cpu": "the CPU", "cuda": "the CUDA device"}
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -20,12 +40,176 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check_devices(first: str, tensor: Tensor, **others: Tensor | None) -> None:
-    for name, other in others.items():
-        if other is not None and other.device != tensor.device:
+def _check(condition: Any, message: Callable[[], str]) -> None:
+    if not condition:
+        raise ValueError(message())
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_device(name: str, tensor: Tensor | None, x: Tensor) -> None:
+    """That a tensor lies where x does."""
+    where = _DEVICES.get(x.device.type, str(x.device))
+    _check(
+        tensor is None or tensor.device == x.device,
+        lambda: f"{name} is not on {where}, where x is",
+    )
+
+
+def check_dtype(
+    name: str, tensor: Tensor, expected: tuple[torch.dtype, ...], note: str = ""
+) -> None:
+    """That a tensor has one of these dtypes."""
+    names = [_NAMES[dtype] for dtype in expected]
+    listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    _check(
+        tensor.dtype in expected,
+        lambda: f"{name} is {_NAMES.get(tensor.dtype, tensor.dtype)}, expected {listed}{note}",
+    )
+
+
+def check_codebook(
+    base: Tensor | None, signs: Tensor | None, geometry: list[int], x: Tensor
+) -> Geometry:
+    """The geometry, if it and the bits are a codebook."""
+    shapes = []
+    for name, bits in (("base", base), ("signs", signs)):
+        check_device(name, bits, x)
+        if bits is not None and (bits.dtype != torch.uint8 or bits.dim() != 2):
             raise ValueError(
-                f"{name} is on {other.device}, expected {tensor.device}, where {first} is"
+                f"{name} is a tensor of {bits.dim()} dimension(s) and dtype "
+                f"{_NAMES.get(bits.dtype, bits.dtype)}, expected a contiguous matrix of Byte"
             )
+        shapes.append((0, 0) if bits is None else (int(bits.shape[0]), int(bits.shape[1])))
+    book = Geometry(*map(int, geometry))
+    _native.check_codebook(book, *shapes)
+    return book
+
+
+class Rows:
+    """Features, a number of classes, and the checks of what operators take beside them."""
+
+    def __init__(self, x: Tensor, classes: int) -> None:
+        _check(x.dim() > 0, lambda: "x has no dimensions, expected [..., features]")
+        check_dtype("x", x, FEATURES, " (packed signs)")
+        self.x, self.classes = x, classes
+        self.rows, self.exact = x.shape[:-1], accumulation(x.dtype)
+
+    def empty(self, *columns: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.x.new_empty((*self.rows, *columns), dtype=dtype or self.exact)
+
+    def check_k(self, k: int) -> None:
+        most = min(self.classes, MAX_TOPK)
+        _check(k >= 1, lambda: f"k is {k}, expected 1 to {most} for {self.classes} classes")
+        _check(k <= most, lambda: f"k is {k}, expected 1 to {most} for {self.classes} classes")
+
+    def check_allowed(self, allowed: Tensor | None) -> None:
+        """Packed bits: [bytes] or [..., bytes]."""
+        if allowed is None:
+            return
+        check_device("allowed", allowed, self.x)
+        _check(
+            allowed.dtype == torch.uint8 and allowed.dim() > 0,
+            lambda: (
+                f"allowed is a tensor of {allowed.dim()} dimension(s) and dtype "
+                f"{_NAMES.get(allowed.dtype, allowed.dtype)}, expected packed bits: contiguous, of "
+                "Byte, [bytes] or [..., bytes]"
+            ),
+        )
+        _check(
+            allowed.dim() == 1 or allowed.shape[:-1] == self.rows,
+            lambda: (
+                f"allowed has shape {list(allowed.shape)}, expected [bytes], or the shape of x, "
+                f"{list(self.x.shape)}, with bytes for its last dimension"
+            ),
+        )
+        count = (self.classes + 7) // 8
+        _check(
+            allowed.shape[-1] == count,
+            lambda: (
+                f"allowed has rows of {allowed.shape[-1]} bytes, expected {count} for "
+                f"{self.classes} classes"
+            ),
+        )
+
+    def check_ids(self, ids: Tensor, name: str, *, one_a_row: bool = False) -> None:
+        """int64 [...], and without `one_a_row` also [..., M]."""
+        check_device(name, ids, self.x)
+        check_dtype(name, ids, (torch.int64,))
+        leading = len(self.rows)
+        _check(
+            ids.dim() == leading or (not one_a_row and ids.dim() == leading + 1),
+            lambda: self._ids_message(ids, name, one_a_row),
+        )
+        _check(ids.shape[:leading] == self.rows, lambda: self._ids_message(ids, name, one_a_row))
+
+    @staticmethod
+    def _ids_message(ids: Tensor, name: str, one_a_row: bool) -> str:
+        return (
+            f"{name} has shape {list(ids.shape)}, expected that of x without its last dimension"
+            f"{'' if one_a_row else ', or with another last one'}"
+        )
+
+
+class Head(Rows):
+    """What every head shares, checked."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = HeadArguments(*arguments)
+        x, alpha, bias, base, signs, geometry, _ = self.arguments
+        self.book = book = check_codebook(base, signs, geometry, x)
+        super().__init__(x, book.computed)
+        n = book.in_features
+        if x.dtype == torch.uint8:
+            _check(
+                x.shape[-1] == (n + 7) // 8,
+                lambda: (
+                    f"x has {x.shape[-1]} bytes of packed signs in its last dimension, expected "
+                    f"{(n + 7) // 8} for {n} features"
+                ),
+            )
+        else:
+            _check(
+                x.shape[-1] == n,
+                lambda: (
+                    f"x has {x.shape[-1]} features in its last dimension, but the codebook has {n}"
+                ),
+            )
+        _check(
+            x.is_floating_point() or n <= MAX_INTEGER_FEATURES,
+            lambda: (
+                f"x is {_plain(x.dtype)} with {n} features, more than the limit of "
+                f"{MAX_INTEGER_FEATURES} for exact sums"
+            ),
+        )
+        check_device("alpha", alpha, x)
+        _check(alpha.numel() == 1, lambda: f"alpha has {alpha.numel()} elements, expected one")
+        self._check_exact("alpha", alpha)
+        if bias is not None:
+            self._check_bias(bias)
+
+    def _check_exact(self, name: str, tensor: Tensor, note: str = "") -> None:
+        _check(
+            tensor.dtype == self.exact,
+            lambda: f"{name} is {_plain(tensor.dtype)}, expected {_plain(self.exact)}{note}",
+        )
+
+    def _check_bias(self, bias: Tensor) -> None:
+        check_device("bias", bias, self.x)
+        _check(
+            bias.dim() == 1,
+            lambda: f"bias is a tensor of {bias.dim()} dimensions, expected one dimension",
+        )
+        _check(
+            bias.shape[0] == self.classes,
+            lambda: (
+                f"bias has {bias.shape[0]} elements, expected one for each of {self.classes} "
+                "classes"
+            ),
+        )
+        self._check_exact("bias", bias, f" for {_plain(self.x.dtype)} features")
 
 
 def _hint_at_export() -> None:
@@ -37,175 +221,105 @@ def _hint_at_export() -> None:
         )
 
 
-class _Head:
-    """What every head shares, checked."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        bias: Tensor | None,
-        base: Tensor | None,
-        signs: Tensor | None,
-        geometry: list[int],
-        normalize: bool,
-    ) -> None:
-        _hint_at_export()
-        torch._check(
-            x.dtype in _FEATURE_DTYPES, lambda: f"x is {x.dtype}, expected one of {_FEATURE_DTYPES}"
-        )
-        _check_devices("x", x, alpha=alpha, bias=bias, base=base, signs=signs)
-        book = Geometry(*geometry)
-        packed = x.dtype == torch.uint8
-        torch._check(
-            x.shape[-1] == ((book.in_features + 7) // 8 if packed else book.in_features),
-            lambda: (
-                f"x has {x.shape[-1]} {'bytes' if packed else 'features'}, but the codebook has "
-                f"{book.in_features} features"
-            ),
-        )
-        self.x, self.bias, self.features = x, bias, book.in_features
-        self.classes = book.class_end - book.class_begin
-        torch._check(
-            bias is None or tuple(bias.shape) == (self.classes,),
-            lambda: (
-                f"bias has {0 if bias is None else bias.numel()} elements, expected one for each "
-                f"of {self.classes} classes"
-            ),
-        )
-        self.rows = x.shape[:-1]
-        self.exact = accumulation(x.dtype)
-
-    def empty(self, *columns: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.x.new_empty((*self.rows, *columns), dtype=dtype or self.exact)
-
-    def check_allowed(self, allowed: Tensor | None) -> None:
-        if allowed is None:
-            return
-        _check_devices("x", self.x, allowed=allowed)
-        count = (self.classes + 7) // 8
-        torch._check(
-            allowed.shape[-1] == count,
-            lambda: (
-                f"allowed has rows of {allowed.shape[-1]} bytes, expected {count} for {self.classes} "
-                "classes"
-            ),
-        )
-
-    def check_rows(self, tensor: Tensor, name: str, *, each: bool = False) -> None:
-        """int64 [...], or with `each` also [..., M]."""
-        _check_devices("x", self.x, **{name: tensor})
-        torch._check(
-            tensor.dtype == torch.int64, lambda: f"{name} is {tensor.dtype}, expected torch.int64"
-        )
-        dims = (len(self.rows), len(self.rows) + 1) if each else (len(self.rows),)
-        torch._check(
-            tensor.dim() in dims,
-            lambda: (
-                f"{name} has shape {list(tensor.shape)}, expected that of x without its last "
-                f"dimension{', or with another last one' if each else ''}"
-            ),
-        )
-
-
 def _shapes_of(name: str) -> Callable[[Callable[..., Any]], None]:
     """Registers `shapes(head, …)` for an operator that begins with what every head shares."""
 
     def register(shapes: Callable[..., Any]) -> None:
         @torch.library.register_fake(f"fixclf::{name}")
-        def fake(
-            x: Tensor,
-            alpha: Tensor,
-            bias: Tensor | None,
-            base: Tensor | None,
-            signs: Tensor | None,
-            geometry: list[int],
-            normalize: bool,
-            *others: Any,
-            **options: Any,
-        ) -> Any:
-            head = _Head(x, alpha, bias, base, signs, geometry, normalize)
-            return shapes(head, *others, **options)
+        def fake(*arguments: Any, **options: Any) -> Any:
+            _hint_at_export()
+            shared = len(HeadArguments._fields)
+            return shapes(Head(*arguments[:shared]), *arguments[shared:], **options)
 
     return register
 
 
 @torch.library.register_fake("fixclf::hadamard_transform")
 def _(x: Tensor, scale: float = 1.0) -> Tensor:
-    torch._check(x.dtype in _DTYPES, lambda: f"x is {x.dtype}, expected one of {_DTYPES}")
+    check_dtype("x", x, FLOATING)
     return x.new_empty(x.shape)
 
 
 @_shapes_of("head")
-def _(head: _Head, epilogue: int, dtype: torch.dtype | None = None) -> Tensor:
+def _(head: Head, epilogue: int, dtype: torch.dtype | None = None) -> Tensor:
     default = head.x.dtype if head.x.is_floating_point() else torch.float32
     return head.empty(head.classes, dtype=dtype or default)
 
 
 @_shapes_of("head_topk")
 def _(
-    head: _Head, k: int, log_probabilities: bool = False, allowed: Tensor | None = None
+    head: Head, k: int, log_probabilities: bool = False, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     head.check_allowed(allowed)
-    most = min(head.classes, 1024)
-    torch._check(1 <= k <= most, lambda: f"k is {k}, expected 1 to {most}")
+    head.check_k(k)
     return head.empty(k), head.empty(k, dtype=torch.int64), head.empty()
 
 
 @_shapes_of("head_argmax")
-def _(head: _Head, allowed: Tensor | None = None) -> Tensor:
+def _(head: Head, allowed: Tensor | None = None) -> Tensor:
     head.check_allowed(allowed)
     return head.empty(dtype=torch.int64)
 
 
 @_shapes_of("head_sample")
-def _(head: _Head, seeds: Tensor, allowed: Tensor | None = None) -> Tensor:
-    head.check_rows(seeds, "seeds")
+def _(head: Head, seeds: Tensor, allowed: Tensor | None = None) -> Tensor:
     head.check_allowed(allowed)
+    head.check_ids(seeds, "seeds", one_a_row=True)
     return head.empty(dtype=torch.int64)
 
 
 @_shapes_of("head_log_prob")
-def _(head: _Head, ids: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    head.check_rows(ids, "ids", each=True)
+def _(head: Head, ids: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     head.check_allowed(allowed)
+    head.check_ids(ids, "ids")
     values = head.x.new_empty(ids.shape, dtype=head.exact)
     return values, torch.empty_like(values), head.empty()
 
 
 @_shapes_of("head_nll")
 def _(
-    head: _Head, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
+    head: Head, target: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    head.check_rows(target, "target")
+    head.check_ids(target, "target", one_a_row=True)
+    _check(
+        0 <= label_smoothing <= 1,
+        lambda: f"label_smoothing is {label_smoothing}, expected 0 to 1",
+    )
     return head.empty(), head.empty()
 
 
-@torch.library.register_fake("fixclf::head_reduction_backward")
+@_shapes_of("head_reduction_backward")
 def _(
+    head: Head,
+    ids: Tensor,
+    logsumexp: Tensor,
     softmax_grad: Tensor,
     ids_grad: Tensor,
-    uniform_grad: Tensor | None,
-    logsumexp: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    base: Tensor | None,
-    signs: Tensor | None,
-    geometry: list[int],
-    normalize: bool,
-    ids: Tensor,
+    uniform_grad: Tensor | None = None,
     allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    head = _Head(x, alpha, bias, base, signs, geometry, normalize)
-    head.check_rows(ids, "ids", each=True)
     head.check_allowed(allowed)
-    dbias = x.new_empty((0 if bias is None else head.classes,), dtype=head.exact)
-    return head.empty(head.features), dbias
+    head.check_ids(ids, "ids")
+    no_bias = head.arguments.bias is None
+    dbias = head.x.new_empty((0 if no_bias else head.classes,), dtype=head.exact)
+    return head.empty(head.book.in_features), dbias
+
+
+def check_gradient(
+    g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]
+) -> Geometry:
+    """The geometry, if g holds one value a class."""
+    check_dtype("g", g, FLOATING)
+    _check(g.dim() > 0, lambda: "g has no dimensions, expected [..., features]")
+    book = check_codebook(base, signs, geometry, g)
+    _check(
+        g.shape[-1] == book.computed,
+        lambda: f"g has {g.shape[-1]} classes in its last dimension, expected {book.computed}",
+    )
+    return book
 
 
 @torch.library.register_fake("fixclf::project_adjoint")
 def _(g: Tensor, base: Tensor | None, signs: Tensor | None, geometry: list[int]) -> Tensor:
-    _check_devices("g", g, base=base, signs=signs)
-    features = Geometry(*geometry).in_features
-    return g.new_empty((*g.shape[:-1], features), dtype=accumulation(g.dtype))
+    book = check_gradient(g, base, signs, geometry)
+    return g.new_empty((*g.shape[:-1], book.in_features), dtype=accumulation(g.dtype))

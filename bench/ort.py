@@ -89,13 +89,7 @@ def compare(
     onnx.save(head_model(Head(book, True, Epilogue.SOFTMAX), ALPHA, bias), folder / "head.onnx")
     weights = (rng.standard_normal((features, classes)) / np.sqrt(features)).astype(np.float32)
     onnx.save(dense_model(weights, bias), folder / "dense.onnx")
-    z = np.concatenate(
-        [
-            reference.logits(x, book.rows(ids), ALPHA, bias[ids])
-            for ids in np.array_split(np.arange(classes), max(1, features * classes >> 24))
-        ],
-        axis=-1,
-    )
+    z = reference.codebook_logits(x, book, ALPHA, bias)
     fixed = np.exp(z - reference.logsumexp(z))
     z = x.astype(np.float64) @ weights.astype(np.float64) + bias
     dense = np.exp(z - reference.logsumexp(z))

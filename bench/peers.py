@@ -90,7 +90,7 @@ def check_head(case: Case, head: FixedClassifier, out: Tensor, x: Tensor) -> Non
     rows = np.unique(np.clip([0, 1, case.batch - 2, case.batch - 1], 0, case.batch - 1))
     alpha = float(head.alpha)
     bias = None if head.bias is None else head.bias.double().numpy()
-    z = _oracle_logits(x[rows].double().numpy(), head.codebook, alpha, bias)
+    z = reference.codebook_logits(x[rows].double().numpy(), head.codebook, alpha, bias)
     expected = reference.apply_epilogue(z, case.epilogue)
     unit = torch.finfo(DTYPES[case.dtype]).eps
     bounded = case.epilogue in (Epilogue.SOFTMAX, Epilogue.SIGMOID)
@@ -99,19 +99,6 @@ def check_head(case: Case, head: FixedClassifier, out: Tensor, x: Tensor) -> Non
     error = float(np.abs(out[rows].double().numpy() - expected).max())
     if not error <= tolerance:
         raise AssertionError(f"{case}: error {error:.3g} against float64, allowed {tolerance:.3g}")
-
-
-def _oracle_logits(
-    x: reference.F64, book: Codebook, alpha: float, bias: reference.F64 | None
-) -> reference.F64:
-    """reference.logits over slices of the classes, so that a million of them fit."""
-    step = max(1, 2**22 // book.in_features)
-    parts = []
-    for begin in range(0, book.num_classes, step):
-        ids = np.arange(begin, min(begin + step, book.num_classes))
-        b = None if bias is None else bias[ids]
-        parts.append(reference.logits(x, book.rows(ids), alpha, b))
-    return np.concatenate(parts, axis=-1)
 
 
 def check_dense(case: Case, layer: nn.Linear, out: Tensor, x: Tensor, bound: float) -> None:
@@ -228,14 +215,10 @@ def forced(case: Case, isa: str) -> timing.Variant:
     head, x = fixed_head(case), case.features()
     assert head.bias is not None and head.codebook.kernel is not None
     assert case.dtype == "float32" and case.threads == 1
-    data = vars(head.codebook.kernel) | {
-        "in_features": case.in_features,
-        "num_classes": case.num_classes,
-        "class_begin": 0,
-        "class_end": case.num_classes,
-        "normalize": True,
-    }
-    native = _native.Head(float(head.alpha), head.bias.numpy(), **data)
+    data = head.codebook.kernel
+    native = _native.Head(
+        float(head.alpha), head.bias.numpy(), data.base, data.signs, head.codebook.geometry()
+    )
     features = x.numpy()
 
     def prepare() -> None:

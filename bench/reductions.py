@@ -18,7 +18,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from fixclf_infer import ops
+from fixclf_infer import ops, reference
 from fixclf_infer.epilogue import Epilogue
 from fixclf_infer.nn import FixedClassifier
 
@@ -60,7 +60,7 @@ def oracle(case: peers.Case, head: FixedClassifier, x: Tensor) -> np.ndarray:
     row = x[-1:].double().numpy()
     bias = head.bias.detach().double().numpy()
     alpha = head.alpha.item()
-    z: np.ndarray = peers._oracle_logits(row, head.codebook, alpha, bias)[0]
+    z: np.ndarray = reference.codebook_logits(row, head.codebook, alpha, bias)[0]
     return z
 
 

@@ -27,14 +27,8 @@ def devices() -> tuple[str, ...]:
 def native_arguments(book: Codebook, classes: range | None = None) -> dict[str, Any]:
     """Keyword arguments of `_native.Head` that stand for the codebook."""
     data = book.kernel
-    shard = classes or range(book.num_classes)
-    return {
-        **vars(data),
-        "in_features": book.in_features,
-        "num_classes": book.num_classes,
-        "class_begin": shard.start,
-        "class_end": shard.stop,
-    }
+    assert data is not None
+    return {"base": data.base, "signs": data.signs, "geometry": book.geometry(classes)}
 
 
 def native(

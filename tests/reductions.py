@@ -58,7 +58,9 @@ class TorchHead:
     def map(self, x: np.ndarray, epilogue: int) -> np.ndarray:
         return self._run("head", x, epilogue=epilogue)
 
-    def topk(self, x: np.ndarray, k: int, log_probabilities: bool = False, allowed: Any = None) -> Any:
+    def topk(
+        self, x: np.ndarray, k: int, log_probabilities: bool = False, allowed: Any = None
+    ) -> Any:
         return self._run("head_topk", x, k=k, log_probabilities=log_probabilities, allowed=allowed)
 
     def argmax(self, x: np.ndarray, allowed: Any = None) -> np.ndarray:

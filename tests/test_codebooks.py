@@ -367,11 +367,11 @@ def test_block_products_against_matrices() -> None:
         assert order is not None
         matrix = np.kron(base_matrix(order.base), scipy_hadamard(1 << order.log2)).astype(float)
         bits = rng.integers(0, 2, (5, n), np.uint8)
-        products = [np.abs((matrix * (1 - 2.0 * allowed)) @ matrix.T).max() for allowed in bits]
+        products = [np.abs((matrix * (1 - 2.0 * mask)) @ matrix.T).max() for mask in bits]
         assert block_products(order, bits) == pytest.approx(products)
         cut = [
-            np.abs((matrix * (1 - 2.0 * allowed))[:, : n - 3] @ matrix[:, : n - 3].T).max()
-            for allowed in bits
+            np.abs((matrix * (1 - 2.0 * mask))[:, : n - 3] @ matrix[:, : n - 3].T).max()
+            for mask in bits
         ]
         assert block_products(order, bits, columns=n - 3) == pytest.approx(cut)
 

@@ -46,7 +46,7 @@ class Inputs:
         self.bias = torch.randn(c, dtype=torch.float64)
         allowed = torch.rand(4, c) < 0.7
         allowed[:, :3] = True
-        self.allowed, self.allowed = allowed, ops.pack_allowed(allowed)
+        self.allowed, self.mask = allowed, ops.pack_allowed(allowed)
         self.ids = torch.stack([row.nonzero()[:3, 0] for row in allowed])
         self.target = torch.tensor([1, -100, c - 1, 0])
 
@@ -82,7 +82,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda i, *a: i.logits(*a).topk(3)[0],
     ),
     "top-k, log-probabilities, masked": (
-        lambda i, *a: ops.head_topk(*a, i.codebook, 2, log_probabilities=True, allowed=i.allowed)[0],
+        lambda i, *a: ops.head_topk(*a, i.codebook, 2, log_probabilities=True, allowed=i.mask)[0],
         lambda i, *a: _masked(i, i.logits(*a)).log_softmax(-1).topk(2)[0],
     ),
     "logsumexp": (
@@ -94,7 +94,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda i, *a: i.logits(*a).log_softmax(-1).gather(-1, i.ids),
     ),
     "log-probabilities, one, masked": (
-        lambda i, *a: ops.head_log_prob(*a, i.codebook, i.ids[:, 1], allowed=i.allowed)[0],
+        lambda i, *a: ops.head_log_prob(*a, i.codebook, i.ids[:, 1], allowed=i.mask)[0],
         lambda i, *a: _masked(i, i.logits(*a)).log_softmax(-1).gather(-1, i.ids[:, 1:2])[:, 0],
     ),
     "logits at ids": (
@@ -276,10 +276,10 @@ def test_vmap_of_classes() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         best = vmap(lambda x: ops.head_argmax(x, *rest))(inputs.x)
-        masked = vmap(lambda x, m: ops.head_argmax(x, *rest, allowed=m))(inputs.x, inputs.allowed)
+        masked = vmap(lambda x, m: ops.head_argmax(x, *rest, allowed=m))(inputs.x, inputs.mask)
         drawn = vmap(lambda x, s: ops.head_sample(x, *rest, s))(inputs.x, seeds)
     assert torch.equal(best, ops.head_argmax(inputs.x, *rest))
-    assert torch.equal(masked, ops.head_argmax(inputs.x, *rest, allowed=inputs.allowed))
+    assert torch.equal(masked, ops.head_argmax(inputs.x, *rest, allowed=inputs.mask))
     assert torch.equal(drawn, ops.head_sample(inputs.x, *rest, seeds))
 
 

@@ -27,8 +27,8 @@ from fixclf_infer.epilogue import Epilogue
 
 METHODS: dict[Epilogue, Callable[..., np.ndarray]] = {
     Epilogue.LOGITS: FixedHead.logits,
-    Epilogue.SOFTMAX: FixedHead.softmax,
-    Epilogue.LOG_SOFTMAX: FixedHead.log_softmax,
+    Epilogue.SOFTMAX: FixedHead.predict_proba,
+    Epilogue.LOG_SOFTMAX: FixedHead.predict_log_proba,
     Epilogue.SIGMOID: FixedHead.sigmoid,
 }
 # With a base matrix, with sign masks, with both, with neither, centred.
@@ -93,16 +93,16 @@ def test_reductions(book: Codebook, kind: str) -> None:
     allowed[:, 7] = True
     z = oracle(x, rows, 9.5, head.bias)
     scale = scale_of(rows, 9.5, head.bias)
-    for allowed in (None, allowed, np.packbits(allowed, axis=-1, bitorder="little")):
-        masked = z if allowed is None else np.where(allowed, z, -np.inf)
+    for mask in (None, allowed, np.packbits(allowed, axis=-1, bitorder="little")):
+        masked = z if mask is None else np.where(allowed, z, -np.inf)
         for log_probabilities in (False, True):
-            got = head.topk(given_x, 5, log_probabilities=log_probabilities, allowed=allowed)
+            got = head.topk(given_x, 5, log_probabilities=log_probabilities, allowed=mask)
             check_topk(got, masked, 5, scale, "float32", log_probabilities)
-        check_argmax(head.argmax(given_x, allowed=allowed), masked, scale, "float32")
+        check_argmax(head.argmax(given_x, allowed=mask), masked, scale, "float32")
         ids = np.random.default_rng(2).integers(0, book.num_classes, (len(x), 3))
-        got = head.log_prob(given_x, ids, allowed=allowed)
+        got = head.log_prob(given_x, ids, allowed=mask)
         picked = np.take_along_axis(masked, ids, -1)
-        logsumexp = head.topk(given_x, 1, allowed=allowed)[2]
+        logsumexp = head.topk(given_x, 1, allowed=mask)[2]
         check_log_prob((got, picked.astype(np.float32), logsumexp), masked, ids, scale, "float32")
     np.testing.assert_array_equal(
         head.log_prob(given_x, ids[:, 0]), head.log_prob(given_x, ids)[:, 0]
@@ -197,7 +197,9 @@ def test_save_and_load(book: Codebook, bias: bool, tmp_path: Path) -> None:
     assert loaded.codebook.digest == book.digest
     assert (loaded.alpha, loaded.in_features) == (head.alpha, book.in_features)
     assert repr(loaded) == repr(head)
-    np.testing.assert_array_equal(loaded.predict_proba(features(book)), head.predict_proba(features(book)))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(features(book)), head.predict_proba(features(book))
+    )
 
 
 def test_the_file_of_a_million_classes_is_small(tmp_path: Path) -> None:
@@ -340,17 +342,17 @@ WRONG: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = [
     ("alpha or the bias was changed", lambda f, a: a.update(alpha=np.float32(9.25))),
     ("alpha or the bias was changed", lambda f, a: a.update(bias=a["bias"] + 1)),
     ("an attribute, the sign masks or the base", lambda f, a: f.update(row_offset=2)),
-    ("base is missing, but base_order is 12", lambda f, a: a.pop("base")),
+    ("base must be given exactly when base_order is not 1", lambda f, a: a.pop("base")),
     ("base_order is 0, expected 1 to 512", lambda f, a: f.update(base_order=0)),
-    ("log2 is 21, expected 0 to 20", lambda f, a: f.update(log2=21)),
+    ("12 * 2^21 is over the limit of 4194304", lambda f, a: f.update(log2=21)),
     ("signs is uint8 [10], expected", lambda f, a: a.update(signs=np.zeros(10, np.uint8))),
     ("signs is int8", lambda f, a: a.update(signs=a["signs"].view(np.int8))),
     (
-        "num_classes is 1000000, expected 1 to",
+        "num_classes is 1000000 from row 0, but 5 block(s)",
         lambda f, a: (f.update(num_classes=10**6), a.update(bias=np.zeros(10**6, np.float32))),
     ),
     ("row_offset is -1, expected 0 to", lambda f, a: f.update(row_offset=-1)),
-    ("center is 1, which needs one block", lambda f, a: f.update(center=1)),
+    ("center needs one block without negations", lambda f, a: f.update(center=1)),
     ("the sign masks or the base matrix were changed", tampered),
 ]
 
@@ -477,7 +479,7 @@ def test_wrong_arguments() -> None:
     head, x = head_of(book), features(book)
     allowed = np.ones(50, bool)
     for message, error, call in [
-        ("codebook is of the dense kind 'orthonormal'", ValueError,
+        ("codebook is dense (orthonormal), expected one of a ±1 family", ValueError,
          lambda: FixedHead(codebook(8, 4, "orthonormal"), 1.0)),
         ("alpha is inf, expected a finite", ValueError, lambda: FixedHead(book, np.inf)),
         ("bias has shape [3], expected [50]", ValueError, lambda: FixedHead(book, 1.0, [1, 2, 3])),

@@ -54,7 +54,10 @@ def call_native(**changes: Any) -> np.ndarray:
     head = {"alpha": 2.0, "bias": None, **native_arguments(BOOK), "normalize": True}
     keywords = {"x": np.ones((2, 8), np.float32), "epilogue": 0, "dtype": None}
     for name, value in changes.items():
-        (keywords if name in keywords else head)[name] = value
+        if name in ops.Geometry._fields:
+            head["geometry"] = head["geometry"]._replace(**{name: value})
+        else:
+            (keywords if name in keywords else head)[name] = value
     return _native.Head(**head).map(**keywords)
 
 
@@ -114,10 +117,10 @@ TORCH_CASES = {
     ),
     "bias of integers": ({"bias": torch.ones(12).int()}, "bias is Int, expected Float"),
     # epilogue, dtype
-    "epilogue unknown": ({"epilogue": 4}, r"epilogue is 4, expected 0 \(logits\) to 3 \(sig"),
-    "epilogue negative": ({"epilogue": -1}, "epilogue is -1, which is not one of"),
-    "epilogue beyond 32 bits": ({"epilogue": 2**32}, "epilogue is 4294967296, expected 0"),
-    "epilogue just below": ({"epilogue": 2 - 2**32}, "epilogue is -4294967294, which is not one"),
+    "epilogue unknown": ({"epilogue": 4}, r"epilogue is 4, expected one of 0 \(logits\), 1 \(sof"),
+    "epilogue negative": ({"epilogue": -1}, "epilogue is -1, expected one of 0"),
+    "epilogue beyond 32 bits": ({"epilogue": 2**32}, "epilogue is 4294967296, expected one of 0"),
+    "epilogue just below": ({"epilogue": 2 - 2**32}, "epilogue is -4294967294, expected one of 0"),
     "out in double": ({"dtype": torch.float64}, "dtype is float64, expected float32"),
     "out in another half": ({"dtype": torch.float16}, "dtype is float16, expected float32"),
     "out narrower than double": (
@@ -348,7 +351,7 @@ NATIVE_CASES = {
     ),
     "bias in double": ({"bias": np.ones(12)}, ValueError, "bias is float64, expected float32 for"),
     "bias of integers": ({"bias": np.ones(12, int)}, TypeError, "bias is int64, expected float32"),
-    "epilogue unknown": ({"epilogue": 9}, ValueError, r"epilogue is 9, expected 0 \(logits"),
+    "epilogue unknown": ({"epilogue": 9}, ValueError, r"epilogue is 9, expected one of 0 \(logits"),
     "epilogue beyond 32 bits": (
         {"epilogue": 2**32},
         ValueError,
@@ -380,7 +383,7 @@ NATIVE_CASES = {
         "base .*3 x 20.*expected 20 x 3|base has 3 rows",
     ),
     "C = 0": ({"num_classes": 0, "class_end": 0}, ValueError, "num_classes is 0, expected 1 to"),
-    "C beyond 64 bits": ({"num_classes": 2**70}, TypeError, "num_classes: "),
+    "C beyond 64 bits": ({"num_classes": 2**70}, TypeError, "geometry: "),
 }
 
 
@@ -487,7 +490,7 @@ def ids(*values: Any) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def allowed(*shape: int, value: int = 255) -> np.ndarray:
+def mask(*shape: int, value: int = 255) -> np.ndarray:
     return np.full(shape, value, np.uint8)
 
 
@@ -508,7 +511,11 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         r"ids\[1, 2\] is -100, expected a class in \[0, 12\)",
     ),
     "an id beyond 32 bits": ("log_prob", {"ids": ids(0, 2**32)}, r"ids\[1\] is 4294967296, exp"),
-    "an id of 64 bits": ("log_prob", {"ids": ids(-(2**63), 0)}, r"ids\[0\] is -9223372036854775808"),
+    "an id of 64 bits": (
+        "log_prob",
+        {"ids": ids(-(2**63), 0)},
+        r"ids\[0\] is -9223372036854775808",
+    ),
     "a target over C": ("nll", {"target": ids(11, 12)}, r"target\[1\] is 12, expected a class"),
     "a target below 0": ("nll", {"target": ids(-1, -2)}, r"target\[0\] is -1, expected a class"),
     "a target of -100 that is not ignored": (
@@ -541,12 +548,28 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         for value in (-0.1, 1.1, float("nan"), float("inf"))
     },
     # masks
-    "a short allowed": ("argmax", {"allowed": allowed(1)}, "allowed has rows of 1 bytes, expected 2 for 12 cl"),
-    "a long allowed": ("argmax", {"allowed": allowed(12)}, "allowed has rows of 12 bytes, expected 2 for 12"),
-    "an empty allowed": ("argmax", {"allowed": allowed(0)}, "allowed has rows of 0 bytes, expected 2 for 12"),
-    "a mask of other rows": ("argmax", {"allowed": allowed(3, 2)}, "allowed has (3 rows|shape)"),
-    "a mask of no row": ("argmax", {"allowed": allowed(0, 2)}, "allowed has (0 rows|shape)"),
-    "a mask of no class": ("argmax", {"allowed": allowed(2, value=0)}, f"{mask_row} 0, expected at leas"),
+    "a short mask": (
+        "argmax",
+        {"allowed": mask(1)},
+        "allowed has rows of 1 bytes, expected 2 for 12 cl",
+    ),
+    "a long mask": (
+        "argmax",
+        {"allowed": mask(12)},
+        "allowed has rows of 12 bytes, expected 2 for 12",
+    ),
+    "an empty mask": (
+        "argmax",
+        {"allowed": mask(0)},
+        "allowed has rows of 0 bytes, expected 2 for 12",
+    ),
+    "a mask of other rows": ("argmax", {"allowed": mask(3, 2)}, "allowed has (3 rows|shape)"),
+    "a mask of no row": ("argmax", {"allowed": mask(0, 2)}, "allowed has (0 rows|shape)"),
+    "a mask of no class": (
+        "argmax",
+        {"allowed": mask(2, value=0)},
+        f"{mask_row} 0, expected at leas",
+    ),
     "a mask of no class for a row": (
         "topk",
         {"allowed": np.array([[0, 1], [0, 0]], np.uint8)},
@@ -559,7 +582,7 @@ REDUCTION_CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a mask of no class for log-probabilities": (
         "log_prob",
-        {"allowed": allowed(2, value=0)},
+        {"allowed": mask(2, value=0)},
         f"{mask_row} 0, expected at least one",
     ),
 }
@@ -612,7 +635,7 @@ def test_features_of_reductions(name: str) -> None:
             op(x, a, b, codebook, **rest)
     if name != "nll":
         meta = uint8(2).to("meta")
-        with pytest.raises(TORCH_ERRORS, match=r"allowed is not on the CPU|allowed.*meta|meta.*allowed"):
+        with pytest.raises(TORCH_ERRORS, match=r"allowed is not on the CPU|mask.*meta|meta.*mask"):
             op(x, alpha, bias, codebook, **rest, allowed=meta)
 
 
@@ -657,10 +680,10 @@ def test_masks_of_another_batch_shape() -> None:
     """As many rows as x in another shape is a mistake all the same."""
     x = np.ones((2, 3, 8), np.float32)
     for reduce in (reduce_native, reduce_torch):
-        reduce("argmax", x, allowed=allowed(2, 3, 2))
+        reduce("argmax", x, allowed=mask(2, 3, 2))
         for shape in ((3, 2, 2), (6, 2), (1, 6, 2)):
             with pytest.raises(TORCH_ERRORS, match="allowed "):
-                reduce("argmax", x, allowed=allowed(*shape))
+                reduce("argmax", x, allowed=mask(*shape))
 
 
 def test_packing_of_masks() -> None:
@@ -682,7 +705,7 @@ REDUCTION_MODULES = {
     ),
     "an allowed too long": (
         lambda head, x: head.argmax(x, allowed=torch.ones(9, dtype=torch.bool)),
-        r"allowed|allowed",
+        r"mask|allowed",
     ),
     "nothing allowed": (
         lambda head, x: head.argmax(x, allowed=torch.zeros(4, dtype=torch.bool)),
@@ -722,8 +745,8 @@ def test_backward_operator() -> None:
     x, alpha, one = torch.ones(2, 8), torch.tensor(2.0), torch.ones(2)
     inputs = (x, alpha, None, *ops.codebook_arguments(BOOK), True)
     backward, ids = torch.ops.fixclf.head_reduction_backward, torch.tensor([0, 1])
-    allowed = ops.pack_allowed(torch.ones(12, dtype=torch.bool))
-    backward(one, one, one, one, *inputs, ids)
+    mask = ops.pack_allowed(torch.ones(12, dtype=torch.bool))
+    backward(*inputs, ids, one, one, one, one)
     for a, b, c, lse, at, allowed, message in (
         (one[:1], one, one, one, ids, None, "softmax_grad has 1 elements of Float, expected 2 con"),
         (
@@ -739,11 +762,11 @@ def test_backward_operator() -> None:
         (one, one, one[:1], one, ids, None, "uniform_grad has 1 elements of Float, expected 2"),
         (one, one, one, one[:1], ids, None, "logsumexp has 1 elements of Float, expected 2 cont"),
         (one, one, one, one, ids[:1], None, r"ids has shape \[1\], expected"),
-        (one, one, one, one, ids, allowed, "uniform_grad is given, expected none with a mask"),
-        (one, one, None, one, ids, allowed[:1], "allowed has rows of 1 bytes, expected 2"),
+        (one, one, one, one, ids, mask, "uniform_grad is given, expected none with allowed"),
+        (one, one, None, one, ids, mask[:1], "allowed has rows of 1 bytes, expected 2"),
     ):
         with pytest.raises(TORCH_ERRORS, match=message):
-            backward(a, b, c, lse, *inputs, at, allowed)
+            backward(*inputs, at, lse, a, b, c, allowed)
 
 
 # Python arguments.

@@ -183,15 +183,15 @@ def inputs(book: Codebook) -> np.ndarray:
     return np.random.default_rng(4).standard_normal((3, book.in_features)).astype(np.float32)
 
 
-def check_ranks(head: Any, x: np.ndarray, z: np.ndarray, allowed: Any = None) -> None:
+def check_ranks(head: Any, x: np.ndarray, z: np.ndarray, mask: Any = None) -> None:
     """Argmax, top-k and logsumexp against logits that hold NaN."""
     classes, rows = z.shape[-1], len(z)
-    np.testing.assert_array_equal(head.argmax(x, allowed=allowed), np.argmax(z, -1))
+    np.testing.assert_array_equal(head.argmax(x, allowed=mask), np.argmax(z, -1))
     k = min(classes, 40)
     want, order = reference.topk(z, k)
     lse = reference.logsumexp(z)[..., 0]
     for log_probabilities in (False, True):
-        values, indices, got = head.topk(x, k, log_probabilities=log_probabilities, allowed=allowed)
+        values, indices, got = head.topk(x, k, log_probabilities=log_probabilities, allowed=mask)
         numbers = np.isnan(want)
         np.testing.assert_array_equal(indices[numbers], order[numbers])
         assert ((indices >= 0) & (indices < classes)).all()
@@ -201,7 +201,7 @@ def check_ranks(head: Any, x: np.ndarray, z: np.ndarray, allowed: Any = None) ->
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(got, lse, rtol=1e-5, atol=1e-5)
     ids = np.tile(np.arange(min(classes, 40)), (rows, 1))
-    log_p, logits, got = head.log_prob(x, ids, allowed=allowed)
+    log_p, logits, got = head.log_prob(x, ids, allowed=mask)
     np.testing.assert_allclose(got, lse, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logits, z[:, : ids.shape[1]], rtol=1e-5, atol=1e-5)
     want = reference.log_softmax(z)[:, : ids.shape[1]]
@@ -226,7 +226,7 @@ def test_special_biases_under_a_mask(isa: str, book: Codebook, name: str) -> Non
     allowed[2] = np.arange(book.num_classes) == 7  # NaN or not, the only one
     z = reference.masked(reference.logits(x, expand(book), 9.0, bias), allowed)
     for make in makers(isa):
-        check_ranks(make(book, 9.0, bias), x, z, allowed=pack(allowed))
+        check_ranks(make(book, 9.0, bias), x, z, mask=pack(allowed))
 
 
 @special

@@ -141,14 +141,14 @@ def test_any_codebook_data(
     rows = expand(book)[classes.start : classes.stop]
     z = oracle(x, rows, alpha, bias, normalize)
     scale = scale_for(x, rows, alpha, bias, normalize)
-    allowed = None
+    mask = None
     if masks != "none":
         shape = (len(classes),) if masks == "one" else z.shape
         allowed = random_mask(rng, shape, rng.choice([0.02, 0.5, 0.95]))
-        z, allowed = reference.masked(z, allowed), pack(allowed)
+        z, mask = reference.masked(z, allowed), pack(allowed)
     for make in makers(isa):
         head = make(book, alpha, bias, classes=classes, normalize=normalize)
-        check_everything(head, x, z, scale, rng, allowed)
+        check_everything(head, x, z, scale, rng, mask)
 
 
 @variants
@@ -174,13 +174,13 @@ def test_the_best_logits_are_those_of_the_map(
 @variants
 def test_numpy_and_torch_give_the_same_bits(book: Codebook, rng: np.random.Generator) -> None:
     c = book.num_classes
-    allowed = pack(random_mask(rng, (c,), 0.5))
+    mask = pack(random_mask(rng, (c,), 0.5))
     for dtype in DTYPES:
         x, bias = random_rows(rng, 4, book.in_features, dtype), random_bias(rng, c, dtype)
         results = []
         for make in (native, TorchHead):
             head = make(book, 3.0, bias)
-            results.append([f(head, x, allowed) for f in REDUCTIONS.values()])
+            results.append([f(head, x, mask) for f in REDUCTIONS.values()])
         for a, b in zip(*results, strict=True):
             assert_same(a, b)
 
@@ -195,16 +195,16 @@ def ids_for(x: np.ndarray, step: int) -> np.ndarray:
 
 
 REDUCTIONS: dict[str, Callable[[Any, np.ndarray, Any], Any]] = {
-    "topk": lambda head, x, allowed: head.topk(x, 3, False, allowed),
-    "log-probabilities of topk": lambda head, x, allowed: head.topk(x, 9, True, allowed),
-    "argmax": lambda head, x, allowed: head.argmax(x, allowed),
-    "sample": lambda head, x, allowed: head.sample(x, ids_for(x, 1000), allowed),
-    "log_prob": lambda head, x, allowed: head.log_prob(x, ids_for(x, 9), allowed),
-    "log_prob of several": lambda head, x, allowed: head.log_prob(
-        x, np.stack([ids_for(x, 9), ids_for(x, 5), ids_for(x, 9)], -1), allowed
+    "topk": lambda head, x, mask: head.topk(x, 3, False, mask),
+    "log-probabilities of topk": lambda head, x, mask: head.topk(x, 9, True, mask),
+    "argmax": lambda head, x, mask: head.argmax(x, mask),
+    "sample": lambda head, x, mask: head.sample(x, ids_for(x, 1000), mask),
+    "log_prob": lambda head, x, mask: head.log_prob(x, ids_for(x, 9), mask),
+    "log_prob of several": lambda head, x, mask: head.log_prob(
+        x, np.stack([ids_for(x, 9), ids_for(x, 5), ids_for(x, 9)], -1), mask
     ),
-    "nll": lambda head, x, allowed: head.nll(x, ids_for(x, 9)),
-    "smoothed nll": lambda head, x, allowed: head.nll(x, ids_for(x, 9), 2, 0.2),
+    "nll": lambda head, x, mask: head.nll(x, ids_for(x, 9)),
+    "smoothed nll": lambda head, x, mask: head.nll(x, ids_for(x, 9), 2, 0.2),
 }
 reductions = pytest.mark.parametrize("reduce", REDUCTIONS.values(), ids=REDUCTIONS)
 
@@ -260,12 +260,12 @@ def test_repeated_ids_and_one_row_of_many(isa: str, rng: np.random.Generator) ->
 
 def test_inputs_are_left_alone(rng: np.random.Generator) -> None:
     book = VARIANTS["masked"]
-    x, allowed = random_rows(rng, 4, 30, "float32"), pack(random_mask(rng, (150,), 0.5))
-    copies = x.copy(), allowed.copy()
+    x, mask = random_rows(rng, 4, 30, "float32"), pack(random_mask(rng, (150,), 0.5))
+    copies = x.copy(), mask.copy()
     for make in (native, TorchHead):
         for reduce in REDUCTIONS.values():
-            reduce(make(book, 2.0, None), x, allowed)
-    assert_same((x, allowed), copies)
+            reduce(make(book, 2.0, None), x, mask)
+    assert_same((x, mask), copies)
 
 
 # Exact ties: the lowest class first.
@@ -357,13 +357,13 @@ def test_bits_beyond_the_classes(
 ) -> None:
     for c in (1, 7, 9, 61, 150):
         book = sylvester(30, c)
-        x, allowed = random_rows(rng, 3, 30, "float32"), pack(random_mask(rng, (3, c), 0.5))
-        other = allowed.copy()
+        x, mask = random_rows(rng, 3, 30, "float32"), pack(random_mask(rng, (3, c), 0.5))
+        other = mask.copy()
         other[:, -1] |= 0xFF << c % 8 & 0xFF if c % 8 else 0
         for make in makers(isa):
             head = make(book, 5.0, None)
             try:
-                want = reduce(head, x, allowed)
+                want = reduce(head, x, mask)
             except (ValueError, RuntimeError):
                 assert c < 9  # fewer classes than this asks for
                 continue
@@ -374,28 +374,28 @@ def test_every_single_class_allowed(isa: str, rng: np.random.Generator) -> None:
     """One class has all the probability; all others follow, lowest first."""
     book, c = VARIANTS["masked and negated"], 150
     x = np.repeat(random_rows(rng, 1, 30, "float32"), c, axis=0)
-    allowed = pack(np.eye(c, dtype=bool))
+    mask = pack(np.eye(c, dtype=bool))
     for make in makers(isa):
         head = make(book, 5.0, None)
-        values, indices, lse = head.topk(x, 4, True, allowed)
+        values, indices, lse = head.topk(x, 4, True, mask)
         others = np.array([[i for i in range(5) if i != own][:3] for own in range(c)])
         np.testing.assert_array_equal(indices, np.column_stack([np.arange(c), others]))
         np.testing.assert_array_equal(values, [[0, -np.inf, -np.inf, -np.inf]] * c)
         np.testing.assert_array_equal(lse, head.log_prob(x, np.arange(c))[1])
-        np.testing.assert_array_equal(head.argmax(x, allowed), np.arange(c))
-        np.testing.assert_array_equal(head.sample(x, np.arange(c), allowed), np.arange(c))
+        np.testing.assert_array_equal(head.argmax(x, mask), np.arange(c))
+        np.testing.assert_array_equal(head.sample(x, np.arange(c), mask), np.arange(c))
 
 
 def test_a_mask_of_all_classes_changes_no_bit(isa: str, rng: np.random.Generator) -> None:
     for book in VARIANTS.values():
-        x, allowed = (
+        x, mask = (
             random_rows(rng, 3, book.in_features, "float32"),
             pack(np.ones(book.num_classes, bool)),
         )
         for make in makers(isa):
             head = make(book, 5.0, None)
             for reduce in REDUCTIONS.values():
-                assert_same(reduce(head, x, allowed), reduce(head, x, None))
+                assert_same(reduce(head, x, mask), reduce(head, x, None))
 
 
 def test_forbidden_and_minus_infinite_classes_tie(isa: str, rng: np.random.Generator) -> None:
@@ -419,10 +419,10 @@ def test_bad_rows(isa: str, book: Codebook, dtype: str, rng: np.random.Generator
     n, c = book.in_features, book.num_classes
     x = random_rows(rng, 8, n, dtype)
     bad = {1: np.nan, 3: np.inf, 4: -np.inf, 7: np.nan}
-    allowed = pack(random_mask(rng, (8, c), 0.6))
+    mask = pack(random_mask(rng, (8, c), 0.6))
     for make in makers(isa):
         head = make(book, 4.0, None)
-        for given_mask in (None, allowed):
+        for given_mask in (None, mask):
             for reduce in REDUCTIONS.values():
                 clean, broken = x.copy(), x.copy()
                 for row, value in bad.items():
@@ -549,11 +549,11 @@ def test_neighbouring_classes_get_independent_noise() -> None:
     book, c = synthetic(16, 2**15, log2=4, blocks=2**11), 2**15
     winners = []
     for distance in (1, 2, 8, 256, 4096):
-        allowed = np.zeros((200, c), bool)
+        mask = np.zeros((200, c), bool)
         first = np.arange(200) * 17
-        allowed[np.arange(200), first] = allowed[np.arange(200), first + distance] = True
+        mask[np.arange(200), first] = mask[np.arange(200), first + distance] = True
         got = native(book, 0.0, None).sample(
-            np.ones((200, 16), np.float32), np.full(200, 5), pack(allowed)
+            np.ones((200, 16), np.float32), np.full(200, 5), pack(mask)
         )
         winners.append(int((got == first).sum()))
     assert all(60 < count < 140 for count in winners), winners
@@ -586,8 +586,8 @@ def test_invariance_in_numpy(
     rng = np.random.default_rng(3)
     n = book.in_features
     x = rng.standard_normal((37, n + 7)).astype(np.float32)[:, 3 : n + 3]
-    allowed = pack(random_mask(rng, (book.num_classes,), 0.7))
-    for given_mask in (None, allowed):
+    mask = pack(random_mask(rng, (book.num_classes,), 0.7))
+    for given_mask in (None, mask):
         head = native(book, 9.0, None)
         _native.set_num_threads(1)
         want = reduce(head, np.ascontiguousarray(x), given_mask)
@@ -620,14 +620,14 @@ def test_invariance_with_many_classes(
     x = rng.standard_normal((40, n + 3)).astype(np.float32)[:, 2 : n + 2]
     x = x[:32] if isa == "scalar" else x  # 32 rows and more share themselves
     head = native(book, 12.0, None)
-    for allowed in (None, pack(few)) if name.startswith("±") else (None,):
+    for mask in (None, pack(few)) if name.startswith("±") else (None,):
         _native.set_num_threads(1)
-        want = reduce(head, np.ascontiguousarray(x), allowed)
+        want = reduce(head, np.ascontiguousarray(x), mask)
         for threads in (1, 2, 3):
             _native.set_num_threads(threads)
             for rows in (np.s_[:1], np.s_[3::9]):
-                assert_same(reduce(head, x[rows], allowed), rows_of(want, rows))
-        assert_same(reduce(head, x, allowed), want)
+                assert_same(reduce(head, x[rows], mask), rows_of(want, rows))
+        assert_same(reduce(head, x, mask), want)
 
 
 @reductions
@@ -635,16 +635,16 @@ def test_invariance_in_torch(reduce: Callable[..., Any], torch_threads: None) ->
     rng = np.random.default_rng(5)
     for book in (VARIANTS["masked and negated"], MANY["±1 blocks of 64"]):
         n = book.in_features
-        allowed = pack(random_mask(rng, (book.num_classes,), 0.7))
+        mask = pack(random_mask(rng, (book.num_classes,), 0.7))
         for dtype in ("float32", "bfloat16"):
             x = rng.standard_normal((40, n + 3)).astype(NUMPY_DTYPES[dtype])[:, 2 : n + 2]
             head = TorchHead(book, 12.0, None)
             torch.set_num_threads(1)
-            want = reduce(head, np.ascontiguousarray(x), allowed)
+            want = reduce(head, np.ascontiguousarray(x), mask)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 for rows in (np.s_[:1], np.s_[3::8], np.s_[:]):
-                    assert_same(reduce(head, x[rows], allowed), rows_of(want, rows))
+                    assert_same(reduce(head, x[rows], mask), rows_of(want, rows))
 
 
 def block_logits(book: Codebook, x: np.ndarray) -> np.ndarray:
@@ -908,7 +908,7 @@ def backward_op(book: Codebook, x: np.ndarray, target: np.ndarray, smoothing: fl
     one = torch.ones_like(lse)
     uniform = -smoothing / book.num_classes * one
     got = torch.ops.fixclf.head_reduction_backward(
-        one, (smoothing - 1) * one, uniform, lse, *inputs
+        *inputs, lse, one, (smoothing - 1) * one, uniform
     )
     return tuple(map(to_numpy, got))
 
@@ -1033,25 +1033,25 @@ def test_methods_of_the_module(kind: str, n: int, c: int, dtype: torch.dtype) ->
         # A dense product rounds N times, not log N: a wider scale for these.
         scale = scale_for(to_numpy(x), rows, 6.0, bias) * (4 if kind == "orthonormal" else 1)
         allowed = torch.from_numpy(random_mask(np.random.default_rng(1), (*shape, c), 0.6))
-        for allowed in (None, allowed, ops.pack_allowed(allowed), allowed[(0,) * len(shape)]):
+        for mask in (None, allowed, ops.pack_allowed(allowed), allowed[(0,) * len(shape)]):
             restricted = z
-            if allowed is not None:
-                restricted = reference.masked(z, allowed if allowed.dim() > 1 else allowed)
+            if mask is not None:
+                restricted = reference.masked(z, allowed if mask.dim() > 1 else mask)
             for logs in (False, True):
-                got = head.topk(x, 3, log_probabilities=logs, allowed=allowed)
+                got = head.topk(x, 3, log_probabilities=logs, allowed=mask)
                 check_topk(tuple(map(to_numpy, got)), restricted, 3, scale, name, logs)
-            best = head.argmax(x, allowed=allowed)
+            best = head.argmax(x, allowed=mask)
             assert best.shape == shape and torch.equal(best, got[1][..., 0])
             ids = torch.randint(0, c, (*shape, 4))
-            logs = head.log_prob(x, ids, allowed=allowed)
+            logs = head.log_prob(x, ids, allowed=mask)
             lse = reference.logsumexp(restricted)
             want = np.take_along_axis(restricted, ids.numpy(), -1) - lse
             bound = 4 * (4 if dtype == torch.float64 else 1) * EPS[accumulation(name)]
             bound *= 2 * scale + np.log(c)
             assert_within(f"module's log-probabilities {name}", logs.detach(), want, bound)
-            one = head.log_prob(x, ids[..., 0].contiguous(), allowed=allowed)
+            one = head.log_prob(x, ids[..., 0].contiguous(), allowed=mask)
             assert torch.equal(one, logs[..., 0])
-            draws = head.sample(x, torch.Generator().manual_seed(1), allowed=allowed)
+            draws = head.sample(x, torch.Generator().manual_seed(1), allowed=mask)
             assert draws.shape == shape and draws.dtype == torch.int64
             assert np.isfinite(np.take_along_axis(restricted, draws.numpy()[..., None], -1)).all()
 
@@ -1130,8 +1130,8 @@ def test_opcheck(variant: str, name: str) -> None:
         inputs = (x, alpha, bias if has_bias else None, *arguments, True)
         torch.library.opcheck(op.default, (*inputs, *extra))
     if name != "nll":
-        allowed = ops.pack_allowed(torch.ones(2, 3, book.num_classes, dtype=torch.bool))
-        torch.library.opcheck(op.default, (*inputs, *extra), {"allowed": allowed})
+        mask = ops.pack_allowed(torch.ones(2, 3, book.num_classes, dtype=torch.bool))
+        torch.library.opcheck(op.default, (*inputs, *extra), {"allowed": mask})
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -1142,9 +1142,9 @@ def test_opcheck_of_the_backward_pass(bias: bool) -> None:
     op = torch.ops.fixclf.head_reduction_backward.default
     target = torch.tensor([0, 149, 7])
     _, lse = torch.ops.fixclf.head_nll(*inputs, target)
-    torch.library.opcheck(op, (torch.rand(3), torch.rand(3), torch.rand(3), lse, *inputs, target))
-    ids, allowed = torch.tensor([[0, 1], [149, 3], [7, 7]]), ops.pack_allowed(torch.rand(3, 150) < 0.9)
-    torch.library.opcheck(op, (torch.rand(3), torch.rand(3, 2), None, lse, *inputs, ids, allowed))
+    torch.library.opcheck(op, (*inputs, target, lse, torch.rand(3), torch.rand(3), torch.rand(3)))
+    ids, mask = torch.tensor([[0, 1], [149, 3], [7, 7]]), ops.pack_allowed(torch.rand(3, 150) < 0.9)
+    torch.library.opcheck(op, (*inputs, ids, lse, torch.rand(3), torch.rand(3, 2), None, mask))
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def launches(case: str) -> list[tuple[Any, dict[str, Any]]]:
 
     plain = mock.Mock()
     for name in ("hadamard_transform", "head", "head_topk", "head_log_prob"):
-        setattr(plain, name, getattr(operators, name)._init_fn)
+        setattr(plain, name, getattr(operators, name))
     with mock.patch.object(operators, "launch", record):
         CASES[case](plain)
     return recorded

@@ -354,19 +354,19 @@ def check_reductions(
     z: np.ndarray,
     scale: float,
     rng: np.random.Generator,
-    allowed: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
     ks: tuple[int, ...] = (1, 6),
 ) -> None:
     dtype = "float32" if x.dtype.kind in "iu" else str(x.dtype)
     batch, classes = z.shape
     for k in sorted({min(k, classes) for k in ks}):
-        check_topk(head.topk(x, k, k > 1, allowed), z, k, scale, dtype, k > 1)
-    best = head.argmax(x, allowed)
+        check_topk(head.topk(x, k, k > 1, mask), z, k, scale, dtype, k > 1)
+    best = head.argmax(x, mask)
     check_argmax(best, z, scale, dtype)
-    np.testing.assert_array_equal(best, head.topk(x, 1, allowed=allowed)[1][..., 0])
+    np.testing.assert_array_equal(best, head.topk(x, 1, allowed=mask)[1][..., 0])
     for shape in ((batch,), (batch, 3)):
         ids = rng.integers(0, classes, shape)
-        check_log_prob(head.log_prob(x, ids, allowed), z, ids, scale, dtype)
+        check_log_prob(head.log_prob(x, ids, mask), z, ids, scale, dtype)
 
 
 @books
@@ -375,12 +375,12 @@ def test_reductions(book: Codebook, masked: bool, rng: np.random.Generator) -> N
     c, rows = book.num_classes, expand(book)
     x, bias = random_rows(rng, 2, book.in_features), random_bias(rng, c)
     z, scale = oracle(x, rows, 6.0, bias), scale_for(x, rows, 6.0, bias)
-    allowed = None
+    mask = None
     if masked:
         allowed = rng.random(z.shape) < 0.3
         allowed[:, c // 2] = True
-        z, allowed = reference.masked(z, allowed), pack(allowed)
-    check_reductions(Head(book, 6.0, bias), x, z, scale, rng, allowed)
+        z, mask = reference.masked(z, allowed), pack(allowed)
+    check_reductions(Head(book, 6.0, bias), x, z, scale, rng, mask)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -443,14 +443,14 @@ def test_masks_of_one_class_and_bits_beyond(rng: np.random.Generator) -> None:
     own = np.array([0, 7, 77, 149])
     allowed = np.zeros((4, c), bool)
     allowed[np.arange(4), own] = True
-    allowed = pack(allowed)
+    mask = pack(allowed)
     head = Head(book, 5.0)
-    values, indices, lse = head.topk(x, 3, True, allowed)
+    values, indices, lse = head.topk(x, 3, True, mask)
     others = [[i for i in range(4) if i != each][:2] for each in own]
     np.testing.assert_array_equal(indices, np.column_stack([own, others]))
     np.testing.assert_array_equal(values, [[0, -np.inf, -np.inf]] * 4)
     np.testing.assert_array_equal(lse, head.log_prob(x, own)[1])
-    beyond = allowed.copy()
+    beyond = mask.copy()
     beyond[:, -1] |= 0xC0
     for got, want in zip(head.topk(x, 3, True, beyond), (values, indices, lse), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -543,21 +543,23 @@ def test_errors(rng: np.random.Generator) -> None:
     book = BOOKS["masked"]
     head, x = Head(book, 4.0), random_rows(rng, 2, 30)
     calls = {
-        "x has 29 features .* expected 30": lambda: head.map(x[:, :29]),
-        "x is float64, expected float32": lambda: head.map(x.astype(np.float64)),
+        "x has 29 features in its last dimension, but the codebook has 30": lambda: head.map(
+            x[:, :29]
+        ),
+        "alpha is float32, expected float64|x is float64": lambda: head.map(x.astype(np.float64)),
         "k is 0, expected 1 to 150": lambda: head.topk(x, 0),
         "k is 151, expected 1 to 150": lambda: head.topk(x, 151),
-        "bias has shape .3,., expected one element for each of 150": lambda: Head(
+        "bias has 3 elements, expected one for each of 150": lambda: Head(
             book, 4.0, np.zeros(3, np.float32)
         ).map(x),
-        "allowed has shape .18,., expected rows of 19 bytes": lambda: head.topk(
+        "allowed has rows of 18 bytes, expected 19": lambda: head.topk(
             x, 2, allowed=np.zeros(18, np.uint8)
         ),
         "allowed has shape .3, 19., expected": lambda: head.topk(
             x, 2, allowed=np.zeros((3, 19), np.uint8)
         ),
-        "ids has shape .3,., expected": lambda: head.log_prob(x, np.zeros(3, np.int64)),
-        "ids is int32, expected int64": lambda: head.log_prob(x, np.zeros(2, np.int32)),
+        "ids has shape .3., expected": lambda: head.log_prob(x, np.zeros(3, np.int64)),
+        "ids is Int, expected Long": lambda: head.log_prob(x, np.zeros(2, np.int32)),
         "the order .* is 32768, more than the 16384": lambda: Head(
             synthetic(20000, 5, log2=15), 1.0
         ).map(np.zeros((1, 20000), np.float32)),
@@ -567,7 +569,7 @@ def test_errors(rng: np.random.Generator) -> None:
         "x has 12 elements in its last dimension, expected a power of two": lambda: (
             ops.hadamard_transform(torch.zeros(1, 12, device=DEVICE))
         ),
-        "epilogue is 7, expected 0 .* to 3": lambda: head.map(x, 7),
+        "epilogue is 7, expected one of 0": lambda: head.map(x, 7),
     }
     for message, call in calls.items():
         with pytest.raises(ValueError, match=message):
@@ -633,10 +635,10 @@ def test_gradients_of_reductions(name: str, masked: bool, rng: np.random.Generat
             arguments.append(torch.from_numpy(bias).to(device))
             for argument in arguments:
                 argument.requires_grad_()
-            allowed = ops.pack_allowed(torch.from_numpy(allowed)).to(device) if masked else None
+            mask = ops.pack_allowed(torch.from_numpy(allowed)).to(device) if masked else None
             inputs = (*arguments, ops.CodebookArguments(*moved, geometry))
-            values, _, lse = ops.head_topk(*inputs, k, log_probabilities=masked, allowed=allowed)
-            at_ids = ops.head_log_prob(*inputs, torch.from_numpy(ids).to(device), allowed=allowed)[0]
+            values, _, lse = ops.head_topk(*inputs, k, log_probabilities=masked, allowed=mask)
+            at_ids = ops.head_log_prob(*inputs, torch.from_numpy(ids).to(device), allowed=mask)[0]
             (values.sum() - lse.square().sum() + (at_ids * at_ids).sum()).backward()
             gradients.append([to_host(argument.grad) for argument in arguments])
     for got, want in zip(*gradients, strict=True):

@@ -11,11 +11,11 @@
 Sums are float64 whatever the dtype of the features. docs/analysis.md has examples.
 """
 
-from .cka import MinibatchCKA, cka
-from .class_separation import ClassSeparation, class_separation
-from .compatibility import Compatibility, compatibility
+from .alignment import MinibatchCKA, cka
 from .curves import HeadCurves
+from .galleries import Compatibility, compatibility
 from .rows import Coherence, Twins, coherence, twins
+from .separation import ClassSeparation, class_separation
 from .sparsity import Sparsity, record_sparsity
 from .transfer import LinearTransfer, knn_predict, linear_transfer
 

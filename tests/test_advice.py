@@ -76,6 +76,7 @@ def test_no_nearer_width_is_better() -> None:
         (128, 18710, "auto"),  # no power of two near
         (60, 300, "hoffer"),
         (60, 30, "orthonormal"),
+        (50, 2, "auto"),  # dropped columns that happen to cost nothing
         (60, 1, "auto"),
     ],
 )

@@ -1,5 +1,5 @@
-"""What another width would give, and how far the classes can grow: from what the families state
-alone; no codebook is built or measured."""
+"""What another width would give, and how far the classes can grow: from what the families state.
+No other codebook is built, and this one's cosines are measured only where that takes no time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from . import choose, delsarte_goethals, kerdock, orthoplex, versions
 from .base import MAX_CLASSES, MAX_FEATURES, Codebook, KernelData
 from .hadamard import repeats
-from .measure import additions
+from .measure import additions, extremes
 from .orders import Order, choose_order, power_of_two
 
 # The kinds that "auto" takes, in the order in which it does as C grows.
 STAGES = ("hadamard", "orthoplex", "kerdock", "delsarte_goethals", "search")
 NEAR = 8  # widths up to N / NEAR away are tried, and the two powers of two around N
 MORE = 8  # a better width may cost 1 / MORE more additions
+GRAM_WORK = 2**22  # multiplications that measuring may take
 SMALL = 32  # features below which `search` may run out of rows: nothing is said about growth
 
 
@@ -102,7 +103,11 @@ def explain(codebook: Codebook, coherence: float | None = None) -> str:
 
 
 def _known(codebook: Codebook, coherence: float | None) -> float | None:
-    return coherence if codebook.cosines is None else codebook.cosines.coherence
+    if codebook.cosines is not None:
+        return codebook.cosines.coherence
+    if coherence is None and codebook.num_classes**2 * codebook.in_features <= GRAM_WORK:
+        return extremes(codebook).coherence
+    return coherence
 
 
 def _order(kind: str, in_features: int, max_base: int | None) -> Order:

@@ -62,9 +62,7 @@ def from_hadamard_proj(
                 f"{prefix}proj has shape {list(proj.shape)}, expected [{c}, {n}] or more"
             )
         if not np.array_equal(proj[:c, :n].double().cpu().numpy(), book.matrix()):
-            raise ValueError(
-                f"{prefix}proj is not Sylvester's matrix: it was trained, not fixed"
-            )
+            raise ValueError(f"{prefix}proj is not Sylvester's matrix: it was trained, not fixed")
     return build(book, -value * n**0.5, bias, reader, scale)
 
 

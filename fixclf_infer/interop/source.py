@@ -26,9 +26,7 @@ class Reader:
 
     def __init__(self, source: Source, prefix: str) -> None:
         if not isinstance(source, nn.Module | Mapping):
-            raise TypeError(
-                f"source must be a module or a state_dict, got {type(source).__name__}"
-            )
+            raise TypeError(f"source must be a module or a state_dict, got {type(source).__name__}")
         self.module: nn.Module | None = None
         if isinstance(source, nn.Module):
             self.module = source.get_submodule(prefix.removesuffix("."))

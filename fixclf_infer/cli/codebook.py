@@ -31,7 +31,7 @@ def codebook(
         Path | None, typer.Option(help="Save a histogram of the classes' cosines (PNG, PDF, SVG).")
     ] = None,
 ) -> None:
-    """Report of a codebook: order, cost, cosines between classes and the bounds on them."""
+    """Report of a codebook: why it, what another width would give, cost, cosines, bounds."""
     from ..codebooks import codebook as build
 
     console = Console()
@@ -47,7 +47,7 @@ def codebook(
                 capacity=capacity,
             )
             report = book.report()
-        console.print(book.explain(), highlight=False)
+        console.print(book.explain(report.coherence), highlight=False)
         console.print(str(report), highlight=False)
         if histogram is not None:
             with console.status("histogram"):

@@ -130,9 +130,16 @@ class Codebook:
         total = sum(self._signs(chunk).sum(axis=0, dtype=np.int64) for chunk in chunks)
         return np.asarray(total / self.num_classes, np.float64)
 
-    def explain(self) -> str:
-        """Why these rows: what the family does for this pair."""
-        return self.reason
+    def explain(self, coherence: float | None = None) -> str:
+        """Why these rows: what the family does for this pair. Then, for the kinds that "auto"
+        takes, the nearest width that is better, and the capacity to ask for if there will be more
+        classes than these rows serve.
+
+        coherence: of this codebook where only `report()` knows it, for the comparison of widths.
+        """
+        from .advice import explain
+
+        return " ".join(filter(None, (self.reason, explain(self, coherence))))
 
     @cached_property
     def digest(self) -> str:

@@ -7,7 +7,6 @@ recognised by what it does, not by its nodes: with x̂ = x / ‖x‖ it must giv
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from .. import reference
-from ..codebooks import FAMILIES, Codebook, KernelData, codebook
+from ..codebooks import Codebook
+from ..codebooks.recognise import magnitude, recognise
 from .body import append_bodies
 from .metadata import record
 from .model import constants, fits, known_types, load, seal, where
@@ -62,13 +62,13 @@ def replace_dense_heads(model_path: str | Path, out: str | Path) -> list[Replace
         matrix = graph.weight(node)
         if matrix is None:
             continue
-        magnitude = np.abs(matrix)
-        if not np.all(magnitude == magnitude.flat[0]) or magnitude.flat[0] == 0:
+        if magnitude(matrix) is None:
             continue
-        book = _recognise(matrix > 0)
-        if book is None:
+        known = recognise(matrix)
+        if known is None:
             refused.append(f"the ±1 matrix of {where(node)} is no known codebook")
             continue
+        book, _ = known
         try:
             replaced.append(_replace(graph, node, book))
         except ValueError as error:
@@ -167,39 +167,6 @@ class _Graph:
             initialisers,
         )
         return ReferenceEvaluator(helper.make_model(graph, opset_imports=self.model.opset_import))
-
-
-def _recognise(positive: NDArray[np.bool_]) -> Codebook | None:
-    """The codebook whose rows have these signs, or all the opposite ones."""
-    classes, features = positive.shape
-    for book in _known(features, classes):
-        differs = [(book.rows([i])[0] > 0) ^ positive[i] for i in (0, classes - 1)]
-        if any(d.any() and not d.all() for d in differs):
-            continue
-        whole = (book.matrix() > 0) ^ positive
-        if whole.all() or not whole.any():
-            return book
-    return None
-
-
-def _known(features: int, classes: int) -> Iterator[Codebook]:
-    """Every ±1 codebook of these sizes."""
-    for kind in (k for k in FAMILIES if k != "orthonormal"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of rows that are identical
-            try:
-                book = codebook(features, classes, kind)
-            except ValueError:  # the family has no such size
-                continue
-        if book.dtype == np.int8:
-            yield book
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        narrow = (column + features - 1).bit_length()
-        tall = (max(column + features, row + classes) - 1).bit_length()
-        for log2, negate in ((tall, False), (narrow, True)):
-            data = KernelData(1, log2, None, None, negate, False, row, column)
-            if row + classes <= data.rows:
-                yield Codebook("sylvester", 1, features, classes, 0, data)
 
 
 def _replace(graph: _Graph, node: NodeProto, book: Codebook) -> Replaced:

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import codebooks, edge, nn, onnx, ops, reference
+    from . import analysis, codebooks, edge, interop, nn, onnx, ops, reference
     from .backends import use_backend
     from .codebooks import Codebook, codebook
     from .transform import hadamard_transform
@@ -25,8 +25,10 @@ _LAZY = {
     "Codebook": "codebooks",
     "codebook": "codebooks",
     "hadamard_transform": "transform",
+    "analysis": None,
     "codebooks": None,
     "edge": None,
+    "interop": None,
     "nn": None,
     "onnx": None,
     "ops": None,
@@ -37,10 +39,12 @@ _LAZY = {
 __all__ = [
     "Codebook",
     "__version__",
+    "analysis",
     "codebook",
     "codebooks",
     "edge",
     "hadamard_transform",
+    "interop",
     "nn",
     "onnx",
     "ops",

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import choose, delsarte_goethals, kerdock, orthoplex, versions
-from .base import MAX_CLASSES, MAX_FEATURES, Codebook, KernelData
+from .base import MAX_CLASSES, MAX_FEATURES, Codebook
 from .hadamard import repeats
+from .kernel import KernelData
 from .measure import additions, extremes
 from .orders import Order, choose_order, power_of_two
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import FAMILIES, codebook
-from .base import Codebook, KernelData
+from .base import Codebook
+from .kernel import KernelData
 
 
 def magnitude(matrix: ArrayLike) -> float | None:

@@ -17,7 +17,6 @@ import torch
 from backends import to_numpy, to_torch
 from cases import (
     CASES,
-    EPILOGUES,
     NUMPY_DTYPES,
     Case,
     any_codebook,
@@ -35,6 +34,7 @@ import fixclf_infer
 from fixclf_infer import ops, reference
 from fixclf_infer.codebooks import Codebook, codebook
 from fixclf_infer.epilogue import Epilogue
+from fixclf_infer.triton_kernels.head import EPILOGUES
 from fixclf_infer.nn import FixedClassifier
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -245,7 +245,9 @@ def _along_classes(out: Tensor, tangent: Tensor, epilogue: int) -> Tensor:
         return tangent - (tangent * out.exp()).sum(-1, keepdim=True)
     if epilogue == Epilogue.SIGMOID:
         return tangent * out * (1 - out)
-    return tangent
+    if epilogue == Epilogue.LOGITS:
+        return tangent
+    raise NotImplementedError(f"{Epilogue(epilogue).name.lower()} has no derivative")
 
 
 def _back_to_logits(out: Tensor, grad: Tensor, epilogue: int) -> Tensor:

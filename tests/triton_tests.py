@@ -26,6 +26,7 @@ from cases import (
     sylvester,
     synthetic,
 )
+from fixclf_infer.triton_kernels.head import EPILOGUES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reductions import check_argmax, check_log_prob, check_topk, oracle, pack, scale_for
@@ -34,7 +35,6 @@ import fixclf_infer
 from fixclf_infer import ops, reference
 from fixclf_infer.codebooks import Codebook, codebook
 from fixclf_infer.epilogue import Epilogue
-from fixclf_infer.triton_kernels.head import EPILOGUES
 from fixclf_infer.nn import FixedClassifier
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

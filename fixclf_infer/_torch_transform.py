@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .transform import MAX_ORDER, bits_of, factor, fits
+from ._transform import MAX_ORDER, bits_of, factor, fits
 
 
 def transform(x: Tensor, scale: float, order: int | None) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 from script import run
@@ -90,3 +92,31 @@ def test_names() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", fixclf_infer.__version__)
     with pytest.raises(AttributeError, match="'fixclf_infer' has no attribute 'hadamard'"):
         _ = fixclf_infer.hadamard
+
+
+def imports(path: Path, package: Path) -> set[Path]:
+    """The package's own files that a file imports when it is imported."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        folder = path.parents[node.level - 1]
+        base = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+        for alias in node.names:
+            places = (base / alias.name, base)  # a module of that name, or a name in the module
+            files = [f for p in places for f in (p.with_suffix(".py"), p / "__init__.py")]
+            first = next((file for file in files if file.is_file()), path)
+            found.add(first)
+    return found - {path, package / "__init__.py"}
+
+
+def test_no_import_circles() -> None:
+    """Files form levels: one imports only those below it. Imports within functions do not count."""
+    package = Path(fixclf_infer.__file__).parent
+    above = {path: imports(path, package) for path in package.rglob("*.py")}
+    assert len(above) > 60
+    while above:
+        ground = [path for path, needs in above.items() if not needs & above.keys()]
+        assert ground, f"these import each other: {sorted(str(p) for p in above)}"
+        for path in ground:
+            del above[path]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import choose, delsarte_goethals, kerdock, orthoplex, versions
+from . import delsarte_goethals, kerdock, orthoplex
 from .base import MAX_CLASSES, MAX_FEATURES, Codebook
+from .choice import choose, versions
 from .hadamard import repeats
 from .kernel import KernelData
 from .measure import additions, extremes

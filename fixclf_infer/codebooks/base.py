@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,7 @@ class Codebook:
     reason: str = ""
     cosines: Cosines | None = field(default=None, repr=False)
     max_base: int | None = None  # as given to `codebook()`: part of the identity if set
+    advice: Callable[[Codebook, float | None], str] | None = field(default=None, repr=False)
 
     def geometry(self, shard: range | None = None) -> Geometry:
         """The integers of a ±1 codebook, for all classes or for a shard of them.
@@ -137,9 +138,8 @@ class Codebook:
 
         coherence: of this codebook where only `report()` knows it, for the comparison of widths.
         """
-        from .advice import explain
-
-        return " ".join(filter(None, (self.reason, explain(self, coherence))))
+        told = "" if self.advice is None else self.advice(self, coherence)
+        return " ".join(filter(None, (self.reason, told)))
 
     @cached_property
     def digest(self) -> str:
@@ -184,13 +184,3 @@ class Codebook:
         from .measure import histogram
 
         return histogram(self, bins)
-
-
-def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
-    """`value` as an int in [low, high], or one clear error."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    number = operator.index(value)
-    if not low <= number <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], got {number}")
-    return number

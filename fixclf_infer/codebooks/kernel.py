@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -101,3 +102,13 @@ def parity(values: NDArray[np.int64]) -> Bits:
 def pack(bits: ArrayLike) -> Bits:
     """Rows of 0/1 (1 = −1) to little-endian bytes."""
     return np.packbits(np.asarray(bits, np.uint8), axis=-1, bitorder="little")
+
+
+def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """`value` as an int in [low, high], or one clear error."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {number}")
+    return number

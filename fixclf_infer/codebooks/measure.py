@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Codebook, integer
-from .kernel import Bits, KernelData
+from .kernel import Bits, KernelData, integer
 from .orders import Order, base_matrix
+
+if TYPE_CHECKING:
+    from .base import Codebook
 
 EXACT_UP_TO = 100_000  # classes whose cosines are measured by transforms
 GRAM_WORK = 2**34  # multiplications for an explicit product of all rows

@@ -339,7 +339,7 @@ def test_the_training_objective_of_the_report() -> None:
         leaf = x.clone().requires_grad_()
         head.zero_grad()
         (nn.functional.cross_entropy(head(leaf), y) - 0.1 * at_ids(leaf).sum()).backward()
-        gradients.append((leaf.grad, head.alpha.grad, head.bias.grad))
+        gradients.append((leaf.grad, head.alpha_spread.grad, head.bias.grad))
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
@@ -357,7 +357,7 @@ def test_compiled_reductions_have_derivatives() -> None:
         leaf = x.clone().requires_grad_()
         head.zero_grad()
         function(leaf).backward()
-        results.append((leaf.grad, head.alpha.grad.clone(), head.bias.grad.clone()))
+        results.append((leaf.grad, head.alpha_spread.grad.clone(), head.bias.grad.clone()))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
 

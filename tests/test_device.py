@@ -49,7 +49,7 @@ def test_gradients(device: str, book) -> None:
     unit = torch.nn.functional.normalize(x64, dim=-1)
     z = alpha / book.in_features**0.5 * unit @ dense.T + bias
     for smoothing in (0.0, 0.1):
-        for leaf in (x32, x64, alpha, bias, head.alpha, head.bias):
+        for leaf in (x32, x64, alpha, bias, head.alpha_spread, head.bias):
             leaf.grad = None
         loss = head.loss(x32, target.to(device), label_smoothing=smoothing)
         loss = loss + head(x32).square().mean()
@@ -59,9 +59,11 @@ def test_gradients(device: str, book) -> None:
         assert float(loss.detach()) == pytest.approx(
             float((want + z.square().mean()).detach()), rel=1e-5
         )
-        pairs = ((x32, x64), (head.alpha, alpha), (head.bias, bias))
+        # α = Σ s / 8: each of the 64 numbers has an eighth of α's gradient.
+        pairs = ((x32, x64.grad), (head.alpha_spread, alpha.grad / 8), (head.bias, bias.grad))
         for got, expected in pairs:
-            np.testing.assert_allclose(got.grad.double().cpu(), expected.grad, rtol=1e-3, atol=2e-6)
+            wide = expected.expand_as(got)
+            np.testing.assert_allclose(got.grad.double().cpu(), wide, rtol=1e-3, atol=2e-6)
 
 
 @books

@@ -16,9 +16,9 @@ from fixclf_infer.nn import FixedClassifier
 STEPS, BATCH = 3, 6
 
 
-def network() -> nn.Sequential:
+def network(alpha: float = 5.0) -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), FixedClassifier(16, 60, alpha=5.0))
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), FixedClassifier(16, 60, alpha=alpha))
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -48,30 +48,50 @@ def with_ddp(rank: int) -> nn.Module:
     return nn.parallel.DistributedDataParallel(network())
 
 
-def with_fsdp2(rank: int) -> nn.Module:
+def with_fsdp2(rank: int, alpha: float = 5.0) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-    model = network()
+    model = network(alpha)
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
-def with_fsdp2_from_meta(rank: int) -> nn.Module:
-    """The bits must follow a module that never saw a device."""
+def with_fsdp2_from_meta(rank: int, *, left_out: str = "", broadcast: bool = False) -> nn.Module:
+    """The bits must follow a module that never saw a device, and its α those of the checkpoint."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     with torch.device("meta"):
-        model = network()
+        model = network(alpha=1.0)
     fully_shard(model, mesh=mesh)
     model.to_empty(device="cpu")
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, network().state_dict(), options=options)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast)
+    state = {k: v for k, v in network().state_dict().items() if k != left_out}
+    set_model_state_dict(model, {} if broadcast and rank else state, options=options)
     return model
+
+
+def with_fsdp2_from_rank_0(rank: int) -> nn.Module:
+    return with_fsdp2_from_meta(rank, broadcast=True)
+
+
+def with_fsdp2_from_an_older_checkpoint(rank: int) -> nn.Module:
+    """Which has α alone."""
+    return with_fsdp2_from_meta(rank, left_out="2.alpha_spread")
+
+
+def with_fsdp2_from_shards(rank: int) -> nn.Module:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    saved, loaded = with_fsdp2(rank), with_fsdp2(rank, alpha=1.0)
+    state = get_model_state_dict(saved)
+    assert state["2.alpha"].full_tensor().tolist() == [5.0]
+    set_model_state_dict(loaded, state)
+    return loaded
 
 
 def with_fsdp1(rank: int) -> nn.Module:
@@ -86,7 +106,23 @@ def with_fsdp1_original_parameters(rank: int) -> nn.Module:
     return FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
 
 
-WRAPPERS = (with_ddp, with_fsdp2, with_fsdp2_from_meta, with_fsdp1, with_fsdp1_original_parameters)
+def with_fsdp1_from_shards(rank: int) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp
+    from torch.distributed.fsdp import StateDictType
+
+    saved, loaded = (Fsdp(network(a), device_id=torch.device("cpu")) for a in (5.0, 1.0))
+    for kind in (StateDictType.SHARDED_STATE_DICT, StateDictType.FULL_STATE_DICT):
+        with Fsdp.state_dict_type(saved, kind), Fsdp.state_dict_type(loaded, kind):
+            loaded.load_state_dict(saved.state_dict())
+        saved, loaded = loaded, Fsdp(network(1.0), device_id=torch.device("cpu"))
+    return saved
+
+
+WRAPPERS = (
+    *(with_ddp, with_fsdp1, with_fsdp1_original_parameters, with_fsdp1_from_shards, with_fsdp2),
+    *(with_fsdp2_from_meta, with_fsdp2_from_rank_0, with_fsdp2_from_an_older_checkpoint),
+    with_fsdp2_from_shards,
+)
 
 
 def checkpoint(rank: int, folder: Path) -> tuple[bool, str]:

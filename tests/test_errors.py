@@ -850,7 +850,7 @@ def test_module(make: Any, error: type, message: str) -> None:
 def test_alpha_that_became_nan_in_training() -> None:
     head = FixedClassifier(8, 4)
     with torch.no_grad():
-        head.alpha.fill_(torch.nan)
+        head.alpha_spread.fill_(torch.nan)
     with pytest.raises(TORCH_ERRORS, match=r"alpha is -?nan, expected a finite float32"):
         head(torch.ones(2, 8))
 

@@ -460,7 +460,7 @@ def test_loss_gradients_of_alpha_and_bias(dtype: torch.dtype) -> None:
     for features in (wide, x):
         head.zero_grad()
         head.loss(features, target, label_smoothing=0.1).backward()
-        gradients.append([head.alpha.grad.clone(), head.bias.grad.clone()])
+        gradients.append([head.alpha_spread.grad.clone(), head.bias.grad.clone()])
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
@@ -477,7 +477,7 @@ def test_head_gradients_of_alpha_and_bias(dtype: torch.dtype) -> None:
     for features in (x, wide):
         head.zero_grad()
         (head(features) * weights).sum().backward()
-        gradients.append([head.alpha.grad.clone(), head.bias.grad.clone()])
+        gradients.append([head.alpha_spread.grad.clone(), head.bias.grad.clone()])
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 

@@ -50,7 +50,7 @@ def make(kind: str, **options) -> FixedClassifier:
     else:
         head = FixedClassifier(*KINDS[kind], codebook=kind, **options)
     with torch.no_grad():
-        head.alpha.fill_(7.25)
+        head.alpha = 7.25
         if head.bias is not None:
             head.bias.copy_(torch.randn(head.out_features))
     return head
@@ -110,7 +110,7 @@ def test_attributes_of_linear() -> None:
     assert head.num_classes == 7
     assert head.bias.shape == linear.bias.shape
     assert all(p.requires_grad and p.dtype == torch.float32 for p in head.parameters())
-    assert [name for name, _ in head.named_parameters()] == ["alpha", "bias"]
+    assert [name for name, _ in head.named_parameters()] == ["alpha_spread", "bias"]
     text = repr(head)
     assert "in_features=20" in text and "num_classes=7" in text and "'hadamard'" in text
     assert FixedClassifier(20, 7, bias=False).bias is None
@@ -134,7 +134,7 @@ def test_alpha_that_is_not_learned(bias: bool) -> None:
     assert "alpha" in dict(head.named_buffers()) and "alpha" in head.state_dict()
     x = torch.randn(2, 8, requires_grad=True)
     head(x).sum().backward()
-    assert head.alpha.grad is None and x.grad.abs().sum() > 0
+    assert not head.alpha.requires_grad and x.grad.abs().sum() > 0
     check(head, head(x), x.detach(), Epilogue.LOGITS)
 
 
@@ -173,7 +173,7 @@ def test_conversion_to_another_dtype(kind: str, dtype: torch.dtype) -> None:
     wide = converted.predict_proba(x, dtype=torch.float64 if dtype == torch.float64 else None)
     check(converted, wide, x, Epilogue.SOFTMAX)
     got.sum().backward()
-    assert converted.alpha.grad.dtype == converted.bias.grad.dtype == dtype
+    assert converted.alpha_spread.grad.dtype == converted.bias.grad.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "kerdock", "orthonormal", "matrix"])
@@ -210,8 +210,7 @@ def test_copies(kind: str, how: str, tmp_path) -> None:
         other = torch.load(tmp_path / "head.pt", weights_only=False)
     assert torch.equal(other(x), head(x))
     assert other.codebook.identity() == head.codebook.identity()
-    with torch.no_grad():
-        other.alpha.add_(1)
+    other.alpha = other.alpha + 1
     assert not torch.equal(other(x), head(x))
     assert head.alpha.item() == 7.25
 
@@ -224,7 +223,8 @@ def test_state_dict_is_small_and_complete(
 ) -> None:
     head = make(kind, bias=bias, learn_alpha=learn_alpha)
     state = head.state_dict()
-    assert set(state) == {"alpha", "_extra_state"} | ({"bias"} if bias else set())
+    learned = {"alpha_spread"} if learn_alpha else set()
+    assert set(state) == {"alpha", "_extra_state"} | ({"bias"} if bias else set()) | learned
     identity = json.loads(bytes(state["_extra_state"].byte().tolist()))
     assert identity == head.codebook.identity()
     torch.save(state, tmp_path / "state.pt")
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_another_kind_rebuilds_the_codebook(saved: str, into: st
     other.load_state_dict(head.state_dict())
     assert other.codebook.kind == saved
     assert torch.equal(other(x), head(x))
-    assert set(other.state_dict()) == {"alpha", "bias", "_extra_state"}
+    assert set(other.state_dict()) == {"alpha", "alpha_spread", "bias", "_extra_state"}
     assert other.state_dict()["_extra_state"].tolist() == head.state_dict()["_extra_state"].tolist()
 
 
@@ -305,8 +305,8 @@ def test_strict_loading() -> None:
     head, linear = FixedClassifier(16, 10), nn.Linear(16, 10)
     with pytest.raises(RuntimeError, match="weight"):
         head.load_state_dict(linear.state_dict())
-    with pytest.raises(RuntimeError, match=r"Missing key.*alpha"):
-        head.load_state_dict({k: v for k, v in head.state_dict().items() if k != "alpha"})
+    with pytest.raises(RuntimeError, match=r"Missing key.*\"alpha\""):
+        head.load_state_dict({k: v for k, v in head.state_dict().items() if "alpha" not in k})
     with pytest.raises(RuntimeError, match="_extra_state"):
         head.load_state_dict({"alpha": head.alpha, "bias": head.bias})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*bias"):
@@ -358,7 +358,10 @@ def test_gradients_are_those_of_a_dense_layer() -> None:
     head = make("kerdock")
     x = torch.randn(5, 16, requires_grad=True)
     y = torch.randint(0, 100, (5,))
-    got = torch.autograd.grad(nn.functional.cross_entropy(head(x), y), [x, head.alpha, head.bias])
+    loss = nn.functional.cross_entropy(head(x), y)
+    got = list(torch.autograd.grad(loss, [x, head.alpha_spread, head.bias]))
+    assert got[1].eq(got[1][0, 0]).all()
+    got[1] = got[1][0, :1] * 8  # of α = Σ s / 8
     exact = [t.detach().double().requires_grad_() for t in (x, head.alpha, head.bias)]
     unit = nn.functional.normalize(exact[0], dim=-1)
     rows = torch.from_numpy(head.codebook.matrix()).double()
@@ -387,7 +390,7 @@ def test_frozen_head() -> None:
     out = head(x)
     assert out.requires_grad
     out.sum().backward()
-    assert head.alpha.grad is None and head.bias.grad is None and x.grad is not None
+    assert head.alpha_spread.grad is None and head.bias.grad is None and x.grad is not None
     assert not head(x.detach()).requires_grad
 
 

@@ -786,7 +786,7 @@ def test_gradients_of_the_loss(
     cosines = ((z - bias) / alpha).detach().numpy()
     assert_within(
         f"loss's alpha gradient {dtype}",
-        head.alpha.grad.numpy(),
+        8 * head.alpha_spread.grad[0, :1].numpy(),  # α = Σ s / 8
         alpha.grad.numpy(),
         gradient(np.abs(dz * cosines).sum(), wide),
         f"{kind} alpha",
@@ -825,7 +825,7 @@ def test_loss_is_cross_entropy_of_the_logits(
                     **options,
                 ).reshape(shape if reduction == "none" else ())
             value.sum().backward()
-            parameters = [head.alpha.grad, head.bias.grad]
+            parameters = [head.alpha_spread.grad, head.bias.grad]
             results.append([value.detach(), features.grad, *map(torch.clone, parameters)])
         for got, want in zip(*results, strict=True):
             assert got.shape == want.shape and got.dtype == want.dtype
@@ -838,7 +838,8 @@ def test_loss_when_all_targets_are_ignored() -> None:
     assert torch.isnan(head.loss(x, target))  # as torch has it
     total = head.loss(x, target, "sum")
     total.backward()
-    assert total == 0 and not x.grad.any() and not head.alpha.grad and not head.bias.grad.any()
+    assert total == 0
+    assert not any(leaf.grad.any() for leaf in (x, head.alpha_spread, head.bias))
 
 
 @pytest.mark.parametrize("name", ["folded", "masked and negated", "base matrix", "centred"])
@@ -1169,7 +1170,7 @@ def test_compile(kind: str, n: int, c: int) -> None:
         features = x.clone().requires_grad_()
         loss, *rest = function(features)
         loss.backward()
-        gradients = [features.grad, head.alpha.grad.clone(), head.bias.grad.clone()]
+        gradients = [features.grad, head.alpha_spread.grad.clone(), head.bias.grad.clone()]
         results.append([loss.detach(), *rest, *gradients])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)

@@ -237,7 +237,7 @@ def test_head_curves(tmp_path: Path) -> None:
     curves = analysis.HeadCurves(model, ["head", "dense"])
     curves.record(0)
     with torch.no_grad():
-        model["head"].alpha.mul_(2)
+        model["head"].alpha = 14.0
         model["head"].bias.copy_(torch.tensor([3.0, 4, 0, 0, 0]))
     features = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
     curves.record(10, features)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .codebooks import Codebook, codebook
     from .transform import hadamard_transform
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the one place: docs/releasing.md
 
 # Name → module that defines it; None for the submodule of that name.
 _LAZY = {

@@ -1,0 +1,61 @@
+"""What `mkdocs.yml` needs beside settings: the repository as one tree of pages, and arguments."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("*.md", "*.csv", "*.png")
+LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Tracked documents, wherever they lie: a link that works in the repository works here."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PAGES]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    theme = [file for file in files if file.src_dir != config.docs_dir]
+    pages = [
+        File(name, str(ROOT), config.site_dir, config.use_directory_urls)
+        for name in names.split()
+        if not name.startswith((".", "tests/"))
+    ]
+    in_nav = set(re.findall(r"- (\S+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    for file in pages:
+        if file.src_uri not in in_nav:
+            file.inclusion = InclusionLevel.NOT_IN_NAV
+    return Files([*theme, *pages])
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A link to a folder goes to its README.md, as GitHub shows it."""
+    here = (ROOT / page.file.src_uri).parent
+
+    def to_page(match: re.Match[str]) -> str:
+        before, target, anchor, after = match.groups()
+        if (here / target).is_dir():
+            target = f"{target.rstrip('/')}/README.md"
+        return f"{before}{target}{anchor or ''}{after}"
+
+    return LINK.sub(to_page, markdown)
+
+
+class Arguments(griffe.Extension):
+    """A paragraph of `name: text` lines about a function's parameters is a section of Args."""
+
+    def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
+        if func.docstring is None:
+            return
+        names = {parameter.name.lstrip("*") for parameter in func.parameters}
+        paragraphs = func.docstring.value.split("\n\n")
+        for i, paragraph in enumerate(paragraphs):
+            first = re.match(r"([\w, ]+): ", paragraph)
+            if first and set(first[1].split(", ")) <= names:
+                indented = "\n".join("    " + line for line in paragraph.splitlines())
+                paragraphs[i] = "Args:\n" + indented
+        func.docstring.value = "\n\n".join(paragraphs)

@@ -46,16 +46,35 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 class Arguments(griffe.Extension):
-    """A paragraph of `name: text` lines about a function's parameters is a section of Args."""
+    """Docstrings as the package writes them, for a parser of Google's style: a paragraph of
+    `name: text` lines about parameters is a section of Args, and `a, b: text` is a line for each.
+    """
 
-    def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
-        if func.docstring is None:
-            return
-        names = {parameter.name.lstrip("*") for parameter in func.parameters}
-        paragraphs = func.docstring.value.split("\n\n")
-        for i, paragraph in enumerate(paragraphs):
-            first = re.match(r"([\w, ]+): ", paragraph)
-            if first and set(first[1].split(", ")) <= names:
-                indented = "\n".join("    " + line for line in paragraph.splitlines())
-                paragraphs[i] = "Args:\n" + indented
-        func.docstring.value = "\n\n".join(paragraphs)
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        _rewrite(func.docstring, {parameter.name for parameter in func.parameters})
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        if "__init__" in cls.members:
+            parameters = cls.members["__init__"].parameters
+            _rewrite(cls.docstring, {parameter.name for parameter in parameters})
+
+
+def _rewrite(docstring: griffe.Docstring | None, names: set[str]) -> None:
+    if docstring is None:
+        return
+
+    def about(listed: str) -> list[str]:
+        found = listed.split(", ")
+        return found if set(found) <= names else []
+
+    paragraphs = docstring.value.split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        first = re.match(r"([\w, ]+): ", paragraph)
+        if first and about(first[1]):
+            paragraphs[i] = "Args:\n" + re.sub("^", "    ", paragraph, flags=re.MULTILINE)
+    docstring.value = re.sub(
+        r"^    (\w+(?:, \w+)+): (.*(?:\n {8,}.*)*)",
+        lambda m: "\n".join(f"    {name}: {m[2]}" for name in about(m[1])) or m[0],
+        "\n\n".join(paragraphs),
+        flags=re.MULTILINE,
+    )

@@ -87,11 +87,13 @@ class Head:
 
     @property
     def data(self) -> KernelData:
+        """What kernels see of the codebook."""
         assert self.codebook.kernel is not None
         return self.codebook.kernel
 
     @property
     def op_type(self) -> str:
+        """The operator: with k the top k classes, else a value a class."""
         return "FixedHeadTopK" if self.k else "FixedHead"
 
     def attributes(self) -> dict[str, int]:

@@ -48,6 +48,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
+        """Whether the error is within its bound."""
         return self.error <= self.bound
 
 
@@ -60,6 +61,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Whether every result is."""
         return all(result.ok for result in self.results)
 
 

@@ -72,9 +72,14 @@ def _rewrite(docstring: griffe.Docstring | None, names: set[str]) -> None:
         first = re.match(r"([\w, ]+): ", paragraph)
         if first and about(first[1]):
             paragraphs[i] = "Args:\n" + re.sub("^", "    ", paragraph, flags=re.MULTILINE)
-    docstring.value = re.sub(
+    text = re.sub(
         r"^    (\w+(?:, \w+)+): (.*(?:\n {8,}.*)*)",
         lambda m: "\n".join(f"    {name}: {m[2]}" for name in about(m[1])) or m[0],
         "\n\n".join(paragraphs),
         flags=re.MULTILINE,
+    )
+    # <head> is no HTML; code, indented or quoted, is left as it is.
+    code = r"(?:^ {4}.*$|`[^`]*`)"
+    docstring.value = re.sub(
+        rf"({code})|<(?=\w)", lambda m: m[1] or "&lt;", text, flags=re.MULTILINE
     )

@@ -50,13 +50,10 @@ class Arguments(griffe.Extension):
     `name: text` lines about parameters is a section of Args, and `a, b: text` is a line for each.
     """
 
-    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        _rewrite(func.docstring, {parameter.name for parameter in func.parameters})
-
-    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        if "__init__" in cls.members:
-            parameters = cls.members["__init__"].parameters
-            _rewrite(cls.docstring, {parameter.name for parameter in parameters})
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        function = obj.members.get("__init__") if obj.is_class else obj
+        parameters = function.parameters if isinstance(function, griffe.Function) else ()
+        _rewrite(obj.docstring, {parameter.name for parameter in parameters})
 
 
 def _rewrite(docstring: griffe.Docstring | None, names: set[str]) -> None:

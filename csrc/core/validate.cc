@@ -225,7 +225,8 @@ Status validate_shapes(const HeadProblem& p) {
 Status validate(const HeadProblem& p) {
   if (Status status = validate_shapes(p); !status.ok()) return status;
   if (Status status = validate_allowed(p); !status.ok()) return status;
-  if (p.epilogue == Epilogue::kLogProb) return validate_ids(p, "ids");
+  if (p.epilogue == Epilogue::kLogProb || p.epilogue == Epilogue::kStatistics)
+    return validate_ids(p, "ids");
   if (p.epilogue == Epilogue::kNll) return validate_ids(p, "target");
   return {};
 }

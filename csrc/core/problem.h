@@ -100,8 +100,8 @@ struct ReductionBackwardProblem {
   const void* linear_grad;   // d: [B] exact; null: 0
   const void* sigmoid_grad;  // e: [B] exact; null: 0
   bool others;
-  Matrix projected;          // [B, N] exact
-  void* bias_grad;           // [M] exact; null: not wanted
+  Matrix projected;  // [B, N] exact
+  void* bias_grad;   // [M] exact; null: not wanted
 };
 
 // out = W^T g for each row: the gradient of W x.

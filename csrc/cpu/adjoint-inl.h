@@ -153,9 +153,8 @@ FIXCLF_INLINE void with_gradient(const ReductionBackwardProblem& p,
       return V::fma(exp<V>(z - shift), softmax, uniform);
     });
   if (p.softmax_grad == nullptr && p.sigmoid_grad == nullptr)
-    return body([&](F z) __attribute__((always_inline)) {
-      return allowed(z, V::fma(z, linear, uniform));
-    });
+    return body(
+        [&](F z) __attribute__((always_inline)) { return allowed(z, V::fma(z, linear, uniform)); });
   if (p.softmax_grad == nullptr)
     return body([&](F z) __attribute__((always_inline)) {
       return allowed(z, V::fma(sigmoid<V>(z), slope, V::fma(z, linear, uniform)));

@@ -160,7 +160,8 @@ FIXCLF_INLINE void for_others(const Logits& z, const int64_t* ids, int64_t count
 // value where z is above -inf, or NaN; 0 elsewhere.
 template <class V>
 FIXCLF_INLINE typename V::F unless_lowest(typename V::F z, typename V::F value) {
-  return z == V::set(static_cast<typename V::Real>(-__builtin_huge_val())) ? typename V::F{} : value;
+  return z == V::set(static_cast<typename V::Real>(-__builtin_huge_val())) ? typename V::F{}
+                                                                           : value;
 }
 
 template <class Real>

@@ -93,8 +93,8 @@ Status run_gradient(const ReductionBackwardProblem& p, const void* alpha,
                                  slices > 1 ? slices * slice_bytes : 0);
   void* memory;
   if (Status s = allocate(workspace, bytes, &memory); !s.ok()) return s;
-  if (Status s =
-          run_rows<Real>(reduction_projected_kernel<Real, Gradient>, a, rows, memory, p.projected, stream);
+  if (Status s = run_rows<Real>(reduction_projected_kernel<Real, Gradient>, a, rows, memory,
+                                p.projected, stream);
       !s.ok())
     return s;
   if (p.bias_grad == nullptr) return {};

@@ -46,8 +46,8 @@ constexpr Case kCases[] = {
      true},
     {"512-20000 logsumexp of others, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics,
      DType::kFloat32, "l", true},
-    {"512-20000 squares, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics,
-     DType::kFloat32, "q", true},
+    {"512-20000 squares, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics, DType::kFloat32,
+     "q", true},
     {"512-20000 softplus, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics,
      DType::kFloat32, "p", true},
 };

@@ -54,8 +54,8 @@ def _rows(
 ) -> Row:
     """For each of the M ids: the sums over all classes but that one."""
     if ids.shape[-1] == 1:
-        sums = [each if each.numel() == 0 else each.unsqueeze(-1) for each in s[1:]]
-        return Row(s.logits, *sums, num_classes, alpha, bias)
+        lse, sum_, squares, softplus_ = (v if v.numel() == 0 else v.unsqueeze(-1) for v in s[1:])
+        return Row(s.logits, lse, sum_, squares, softplus_, num_classes, alpha, bias)
     # An id that stands in a row several times is one class.
     same = ids.unsqueeze(-1) == ids.unsqueeze(-2)
     first = ~same.tril(-1).any(-1)

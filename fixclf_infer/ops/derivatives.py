@@ -373,13 +373,19 @@ class _Reduction:
         ctx.save_for_forward(*saved)
 
     def _backward(
-        self, softmax: Tensor | None, at_ids: Tensor, *others: Tensor | None, left_out: bool = False
+        self,
+        softmax: Tensor | None,
+        at_ids: Tensor,
+        uniform: Tensor | None = None,
+        linear: Tensor | None = None,
+        sigmoid: Tensor | None = None,
+        *,
+        left_out: bool = False,
     ) -> Any:
-        grads = [None if g is None else g.contiguous() for g in (softmax, at_ids, *others)]
-        softmax, at_ids_, uniform, linear, sigmoid = (*grads, *[None] * (5 - len(grads)))
+        grads = [None if g is None else g.contiguous() for g in (softmax, at_ids, uniform)]
+        others = [None if g is None else g.contiguous() for g in (linear, sigmoid)]
         head = (self.operators, *self.head, self.ids, self.logsumexp)
-        terms = (softmax, at_ids_, uniform, self.allowed, linear, sigmoid, left_out)
-        return ReductionBackward.apply(*head, *terms)
+        return ReductionBackward.apply(*head, *grads, self.allowed, *others, left_out)
 
     def gradients(
         self, softmax: Tensor | None, at_ids: Tensor, *others: Tensor | None, left_out: bool = False
@@ -466,9 +472,10 @@ class _Reduction:
         self, dx: Tensor | None, dalpha: Tensor | None, dbias: Tensor | None
     ) -> Tensor:
         """ż [..., C], 0 where it is forbidden."""
-        x, alpha, _, *book, normalize = self.head
-        directions = _Directions(x, self.head.geometry, normalize)
-        v = directions.tangent(alpha, dx, dalpha)
+        head = self.head
+        directions = _Directions(head.x, head.geometry, head.normalize)
+        v = directions.tangent(head.alpha, dx, dalpha)
+        book = (head.base, head.signs, head.geometry)
         dz = _product(self.operators, v, directions.scale, *book)
         if dbias is not None:
             dz = dz + dbias
@@ -561,7 +568,7 @@ class Nll(Function):
 
 @_operator("head_statistics", "x", "ids", "allowed")
 class Statistics(Function):
-    """Logits at ids, and sums over the other classes: log Σ exp(z), Σ z, Σ z², Σ log(1 + exp(z))."""
+    """Logits at ids, and over the other classes log Σ exp(z), Σ z, Σ z², Σ log(1 + exp(z))."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -588,7 +595,7 @@ class Statistics(Function):
         at_ids = dz.gather(-1, ids).reshape(reduction.ids.shape)
         others = dz.scatter(-1, ids, 0)
 
-        def p() -> Tensor:
+        def p() -> Any:
             assert reduction.logsumexp is not None
             # Of the ids, which do not count, it might be infinite.
             return (z - reduction.logsumexp.unsqueeze(-1)).clamp_max(0).exp()

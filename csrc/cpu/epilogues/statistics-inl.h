@@ -102,9 +102,7 @@ struct StatisticsEpilogue : EpilogueDefaults {
     lse.total.merge(later.lse.total);
     total.add(later.total);
   }
-  void finish() {
-    write(lse.total.value(), total);
-  }
+  void finish() { write(lse.total.value(), total); }
   void invalid(Real nan) {
     write(nan, {nan, nan, nan});
     for (int64_t j = 0; j < count; ++j) logits[j] = nan;

@@ -36,8 +36,8 @@ struct StatisticsEpilogue : Reduction<Real, StatisticsState<Real>> {
 
   __device__ void add(const Logits<Real>& logits) {
     const HeadProblem& p = this->a.p;
-    const uint32_t at_ids = elements_at(logits, ids(), p.ids_per_row,
-                                        [&](int64_t j, Real z) { logits_out()[j] = z; });
+    const uint32_t at_ids =
+        elements_at(logits, ids(), p.ids_per_row, [&](int64_t j, Real z) { logits_out()[j] = z; });
 #pragma unroll
     for (int e = 0; e < kItem; ++e)
       if ((at_ids >> e & 1) != 0) logits.z[e] = kLowest<Real>;
@@ -56,8 +56,7 @@ struct StatisticsEpilogue : Reduction<Real, StatisticsState<Real>> {
     }
     if (this->group.rank() != 0) return;
     const auto write = [&](void* values, Real value) {
-      if (values != nullptr)
-        static_cast<Real*>(values)[this->row] = valid ? value : nan_of(Real());
+      if (values != nullptr) static_cast<Real*>(values)[this->row] = valid ? value : nan_of(Real());
     };
     write(p.logsumexp, total.lse.value());
     write(p.sum, static_cast<Real>(total.sum));
@@ -91,8 +90,7 @@ struct StatisticsEpilogue : Reduction<Real, StatisticsState<Real>> {
       positive[e % 4] += z > 0 || is_nan(z) ? z : 0;
     }
 #pragma unroll
-    for (int e = 1; e < 4; ++e)
-      product[0] = fused(product[0], product[e], product[0] + product[e]);
+    for (int e = 1; e < 4; ++e) product[0] = fused(product[0], product[e], product[0] + product[e]);
     const Real sum = (positive[0] + positive[1]) + (positive[2] + positive[3]);
     return static_cast<double>(sum) + static_cast<double>(log1p_of(product[0]));
   }

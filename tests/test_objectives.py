@@ -696,9 +696,13 @@ def test_rows_that_do_not_count_have_no_gradient_whatever_they_hold() -> None:
         if objective.fused:
             assert x.grad.isfinite().all() and not x.grad[1].any(), objective
             assert head.bias.grad is None or head.bias.grad.isfinite().all()
-    empty = head.loss(x[:0], torch.zeros(0, dtype=torch.int64), "sum", objective=ZLoss())
-    empty.backward()
-    assert empty == 0
+    for target in (torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, 3, dtype=torch.int64)):
+        weights = None if target.dim() == 2 else torch.zeros(2, 0, 3)
+        empty = head.loss(
+            torch.zeros(2, 0, 16), target, "none", objective=ZLoss(), target_weights=weights
+        )
+        assert empty.shape == (2, 0)
+        empty.sum().backward()
 
 
 def test_dropout_drops_features_in_training_only() -> None:

@@ -208,6 +208,7 @@ Status validate_reduction(const HeadProblem& p) {
       return validate_out(p, exact, 1);
     case Epilogue::kArgMax:
     case Epilogue::kSample:
+    case Epilogue::kStatistics:
       return {};
     default:
       return error("epilogue is ", static_cast<int64_t>(p.epilogue),

@@ -49,38 +49,34 @@ class Row(NamedTuple):
         return torch.logaddexp(self.logsumexp, self.z)
 
 
-def _rows(
-    s: Statistics, ids: Tensor, num_classes: int, alpha: Tensor | float, bias: Tensor | float
-) -> Row:
-    """For each of the M ids: the sums over all classes but that one."""
+def _each(s: Statistics, which: Sums, body: Callable[[Sums, Tensor], Tensor]) -> list[Tensor]:
+    """body(sum, values) of the sums that are there; the others as they are."""
+    sums = zip(Sums, s[1:], strict=True)
+    return [body(name, values) if name in which else values for name, values in sums]
+
+
+def _of_targets(s: Statistics, ids: Tensor, which: Sums) -> list[Tensor]:
+    """The sums over all classes but one, for each of the M ids: [..., M]."""
     if ids.shape[-1] == 1:
-        lse, sum_, squares, softplus_ = (v if v.numel() == 0 else v.unsqueeze(-1) for v in s[1:])
-        return Row(s.logits, lse, sum_, squares, softplus_, num_classes, alpha, bias)
+        return _each(s, which, lambda _, values: values.unsqueeze(-1))
     # An id that stands in a row several times is one class.
     same = ids.unsqueeze(-1) == ids.unsqueeze(-2)
     first = ~same.tril(-1).any(-1)
     joins = first.unsqueeze(-2) & ~same  # [..., target, other id]
 
-    def joined(sum_: Tensor, at_ids: Tensor) -> Tensor:
-        if sum_.numel() == 0:
-            return sum_
-        return sum_.unsqueeze(-1) + torch.where(joins, at_ids.unsqueeze(-2), 0).sum(-1)
+    def join(name: Sums, values: Tensor) -> Tensor:
+        z, values = s.logits.unsqueeze(-2), values.unsqueeze(-1)
+        if name == Sums.LOGSUMEXP:
+            z = torch.where(joins, z, -math.inf)
+            others = values.unsqueeze(-1).expand(*z.shape[:-1], 1)
+            return torch.cat([z, others], -1).logsumexp(-1)
+        if name == Sums.SQUARES:
+            z = z.square()
+        elif name == Sums.SOFTPLUS:
+            z = softplus(z)
+        return values + torch.where(joins, z, 0).sum(-1)
 
-    logsumexp = s.logsumexp
-    if logsumexp.numel() > 0:
-        at_ids = torch.where(joins, s.logits.unsqueeze(-2), -math.inf)
-        others = logsumexp[..., None, None].expand(*at_ids.shape[:-1], 1)
-        logsumexp = torch.cat([at_ids, others], -1).logsumexp(-1)
-    return Row(
-        s.logits,
-        logsumexp,
-        joined(s.sum, s.logits),
-        joined(s.squares, s.logits.square()),
-        joined(s.softplus, softplus(s.logits)),
-        num_classes,
-        alpha,
-        bias,
-    )
+    return _each(s, which, join)
 
 
 def _in_range(name: str, value: float, low: float, high: float, text: str | None = None) -> None:
@@ -209,26 +205,27 @@ class Targets:
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
         rows = self.counts.any(-1)
         # A row that does not count has no gradient, whatever it holds: not even NaN times 0.
-        found = statistics(self.ids, objective.needs)
-        sums = [each if each.numel() == 0 else torch.where(rows, each, 0) for each in found[1:]]
+        needs, found = objective.needs, statistics(self.ids, objective.needs)
+        sums = _each(found, needs, lambda _, values: torch.where(rows, values, 0))
         found = Statistics(torch.where(rows.unsqueeze(-1), found.logits, 0), *sums)
         if isinstance(alpha, Tensor):
             alpha = alpha.reshape(())
         at_ids = bias[self.ids] if bias is not None and objective.needs_bias else 0.0
-        losses = objective.formula(_rows(found, self.ids, self.num_classes, alpha, at_ids))
+        lse, total, squares, soft = _of_targets(found, self.ids, needs)
+        row = Row(found.logits, lse, total, squares, soft, self.num_classes, alpha, at_ids)
+        losses = objective.formula(row)
         losses = losses + objective.penalty(alpha, bias, self.num_classes)
         for weights in (self.class_weights, self.target_weights):
             if weights is not None:
-                losses = losses * weights
+                losses = losses * weights.to(losses.dtype)
         losses = torch.where(self.counts, losses, 0).sum(-1)
         if reduction == "none":
             return losses
-        total = losses.sum()
         if reduction == "sum":
-            return total
+            return losses.sum()
         if self.class_weights is None or self.target_weights is not None:
-            return total / rows.sum()
-        return total / torch.where(self.counts, self.class_weights, 0).sum()
+            return losses.sum() / rows.sum()
+        return losses.sum() / torch.where(self.counts, self.class_weights, 0).sum()
 
 
 def _checks_values(tensor: Tensor) -> bool:
@@ -396,7 +393,7 @@ class SigmoidCrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class SquaredError(Objective):
-    """s (κ (z_t − M)² + Σ_{i≠t} z_i²): Hui and Belkin 2021, §3, with s = 1/C; Kornblith et al. 2021
+    """s (κ (z_t − M)² + Σ_{i≠t} z_i²): Hui and Belkin 2021, with s = 1/C; Kornblith et al. 2021
     tune the scale s.
 
     Args:

@@ -112,6 +112,7 @@ struct RowGradient {
   const int64_t* ids;
   int64_t count;
 
+  RowGradient() = default;
   RowGradient(const ReductionBackwardProblem& p, int64_t row)
       : softmax(of_row(p.softmax_grad, row)),
         uniform(of_row(p.uniform_grad, row)),
@@ -189,11 +190,15 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
   for (int64_t row = begin; row < end; row += tile) {
     const int count = static_cast<int>(end - row < tile ? end - row : tile);
     Real scales[kRowTile];
-    for (int t = 0; t < count; ++t) scales[t] = loader.load(row + t, staged + t * stride, y);
+    RowGradient<Real> gradients[kRowTile];
+    for (int t = 0; t < count; ++t) {
+      scales[t] = loader.load(row + t, staged + t * stride, y);
+      gradients[t] = RowGradient<Real>(problem, row + t);
+    }
     for (int64_t block = first; block <= last; ++block) {
       for (int t = 0; t < count; ++t) {
         Real* out = projected + (row + t - begin) * n;
-        const RowGradient<Real> gradient(problem, row + t);
+        const RowGradient<Real>& gradient = gradients[t];
         const bool counts = !gradient.zero();
         // Rows with a NaN, whose gradients are NaN, and rows that do not count.
         if (!counts || scales[t] != scales[t]) {

@@ -159,12 +159,19 @@ struct StatisticsGradient : RowGradient<Real> {
     this->zero = this->zero && linear == 0 && sigmoid == 0;
   }
   __device__ uint32_t counted(const Logits<Real>& logits) const {
-    if (!others) return logits.live;
-    return logits.live & ~elements_at(logits, this->ids, this->count, [](int64_t, Real) {});
+    if (this->zero) return 0;
+    uint32_t bits = logits.live;
+    if (others) bits &= ~elements_at(logits, this->ids, this->count, [](int64_t, Real) {});
+    if (masked) {
+#pragma unroll
+      for (int e = 0; e < kItem; ++e)
+        if (logits.z[e] == kLowest<Real>) bits &= ~(1u << e);
+    }
+    return bits;
   }
   __device__ Real of(const Logits<Real>& logits, int e, uint32_t counted) const {
+    if ((counted >> e & 1) == 0) return 0;
     const Real z = logits.z[e];
-    if (this->zero || (counted >> e & 1) == 0 || (masked && z == kLowest<Real>)) return 0;
     Real g = fused(z, linear, this->uniform);
     if (curved) g = fused(exp_of(z - this->lse), this->softmax, g);
     if (sigmoid != 0) g = fused(sigmoid, 1 / (1 + exp_of(-z)), g);

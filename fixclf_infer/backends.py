@@ -24,6 +24,7 @@ OPERATORS = (
     "head_sample",
     "head_log_prob",
     "head_nll",
+    "head_statistics",
     "head_reduction_backward",
     "project_adjoint",
 )

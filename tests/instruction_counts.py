@@ -19,7 +19,7 @@ BUILD = ROOT / "build" / "cmake"
 ISA = "v3"  # valgrind knows no AVX-512
 ROWS = 4  # csrc/tests/counted.cc
 # What the table's functions are called in libfixclf_kernels.a, and nothing around them.
-_COUNTED = ("*head_rows*", "*transform_problem*")
+_COUNTED = ("*head_rows*", "*transform_problem*", "*reduction_backward_part*")
 
 
 def compiler() -> str:

@@ -32,7 +32,8 @@ def _cuobjdump() -> str | None:
 
 
 def _name(mangled: str) -> str:
-    """kernel<Real, Epilogue>, from the mangled name, whose parts it gives with their lengths."""
+    """kernel<Real, Epilogue or Gradient>, from the mangled name, whose parts it gives with their
+    lengths."""
     parts, at = [], 0
     while match := re.compile(r"(?<!\d)(\d+)").search(mangled, at):
         length = int(match[1])
@@ -40,7 +41,7 @@ def _name(mangled: str) -> str:
         at = match.end() + length
         if parts[-1].endswith("_kernel"):
             kernel, real = parts[-1], {"f": "float", "d": "double"}[mangled[at + 1]]
-        if parts[-1].endswith("Epilogue"):
+        if parts[-1].endswith(("Epilogue", "Gradient")):
             return f"{kernel}<{real}, {parts[-1]}>"
         if parts[-1].endswith("Arguments"):
             return f"{kernel}<{real}>"

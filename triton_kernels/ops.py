@@ -310,11 +310,14 @@ def project_adjoint(
 def head_reduction_backward(
     checked: shapes.Head,
     ids: Tensor,
-    logsumexp: Tensor,
-    softmax_grad: Tensor,
+    logsumexp: Tensor | None,
+    softmax_grad: Tensor | None,
     ids_grad: Tensor,
     uniform_grad: Tensor | None = None,
     allowed: Tensor | None = None,
+    linear_grad: Tensor | None = None,
+    sigmoid_grad: Tensor | None = None,
+    others: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Wᵀ dz and Σ dz, dz as csrc/core/problem.h has it: `head` and `project_adjoint` for a range of
     classes after the other, so that no more than about 2^22 logits exist at a time."""
@@ -325,11 +328,17 @@ def head_reduction_backward(
     if not book.center:  # whose mean is over the classes of a range
         step = min(step, max(1024, (1 << 22) // max(problem.batch, 1)) // 8 * 8)
     rows, dtype = x.reshape(problem.batch, x.shape[-1]), torch.float32
-    a, lse = softmax_grad.reshape(-1, 1), logsumexp.reshape(-1, 1)
+    a, lse, c, d, e = (
+        None if values is None else values.reshape(-1, 1)
+        for values in (softmax_grad, logsumexp, uniform_grad, linear_grad, sigmoid_grad)
+    )
+    if a is not None and lse is None:
+        fail("logsumexp is not given, but softmax_grad is")
     b = ids_grad.reshape(wanted.shape)
-    counts = (a != 0) | (b != 0).any(-1, keepdim=True)
-    if uniform_grad is not None:
-        counts |= uniform_grad.reshape(-1, 1) != 0
+    counts = (b != 0).any(-1, keepdim=True)
+    for values in (a, c, d, e):
+        if values is not None:
+            counts = counts | (values != 0)
     projected = torch.zeros(problem.batch, book.in_features, dtype=dtype, device=x.device)
     biases = []
     for begin in range(0, problem.classes, step):
@@ -338,11 +347,21 @@ def head_reduction_backward(
         shard = (base, signs, list(part))
         biases_of = None if bias is None else bias[begin:end]
         z = head(rows, alpha, biases_of, *shard, normalize, Epilogue.LOGITS, dtype)
-        dz = a * torch.where(counts, z - lse, 0).exp()
-        if uniform_grad is not None:
-            dz = dz + uniform_grad.reshape(-1, 1)
+        dz = torch.zeros_like(z)
+        if a is not None:
+            # Beyond 0 is a class that is left out.
+            dz = dz + a * torch.where(counts, z - lse, 0).clamp_max(88).exp()
+        if c is not None:
+            dz = dz + c
+        if d is not None:
+            dz = dz + d * z
+        if e is not None:
+            dz = dz + e * z.sigmoid()
         inside = (wanted >= begin) & (wanted < end)
         at = torch.where(inside, wanted - begin, 0)
+        if others:
+            hit = torch.zeros_like(z).scatter_add(1, at, inside.to(z.dtype))
+            dz = torch.where(hit > 0, 0, dz)
         dz = dz.scatter_add(1, at, torch.where(inside, b, 0))
         if allowed is not None:
             bits = allowed[..., begin // 8 : (end + 7) // 8].reshape(-1, (end - begin + 7) // 8)

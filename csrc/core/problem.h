@@ -58,33 +58,50 @@ struct HeadProblem {
   Matrix out;
   int64_t k;               // TopK
   bool log_probabilities;  // TopK: values are z - logsumexp(z)
-  const int64_t* ids;      // LogProb: [B, ids_per_row] classes; Nll: [B, 1] targets; Sample: seeds
+  // LogProb, Statistics: [B, ids_per_row] classes; Nll: [B, 1] targets; Sample: seeds.
+  const int64_t* ids;
   int64_t ids_per_row;
   int64_t ignore_index;    // Nll: a target without loss, which may lie outside [0, M)
   double label_smoothing;  // Nll
   int64_t* indices;        // TopK: [B, k]; ArgMax, Sample: [B]
-  void* logits;            // LogProb: z at the ids, [B, ids_per_row] exact
+  void* logits;            // LogProb, Statistics: z at the ids, [B, ids_per_row] exact
   void* logsumexp;         // TopK, LogProb, Nll: [B] exact
+  // Statistics, over the others: the allowed classes that are not among the row's ids. log sum
+  // exp(z) in `logsumexp`, and sum z, sum z^2 and sum log(1 + exp(z)), each [B] exact; null: not
+  // wanted. -inf and 0 where there are no others.
+  void* sum;
+  void* squares;
+  void* softplus;
+  // Each row of `ids`, ascending. A backend that makes use of it sets it, where a row has several.
+  const int64_t* sorted_ids;
 
   // The bits of a row; null: all classes take part.
   FIXCLF_INLINE const uint8_t* allowed_of(int64_t row) const {
     return allowed == nullptr ? nullptr : allowed + (allowed_rows == 1 ? 0 : row) * allowed_bytes;
   }
+  FIXCLF_INLINE const int64_t* sorted_ids_of(int64_t row) const {
+    return (ids_per_row > 1 ? sorted_ids : ids) + row * ids_per_row;
+  }
 };
 
-// The gradients of what the reductions derive from the logits: values at ids, the logsumexp and the
-// sum over the classes have the gradients b, a and c of a row:
-//   dz_i = a exp(z_i - logsumexp) + c + sum of b_m over ids_m = i
+// The gradients of what the reductions derive from the logits: values at ids, the logsumexp, the
+// sum, half the sum of squares and the sum of log(1 + exp(z)) have the gradients b, a, c, d and e
+// of a row:
+//   dz_i = a exp(z_i - logsumexp) + c + d z_i + e / (1 + exp(-z_i)) + sum of b_m over ids_m = i
 //   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
-// A forbidden class has dz_i = 0; ids outside of the classes do not count; a row whose gradients
-// are all 0 has dz = 0 whatever it holds.
+// With `others` a, c, d and e do not reach the classes among the row's ids. A forbidden class has
+// dz_i = 0; ids outside of the classes do not count; a row whose gradients are all 0 has dz = 0
+// whatever it holds.
 struct ReductionBackwardProblem {
   HeadProblem head;  // as it was; `ids`, `logsumexp` and `allowed` hold what they held or got
-  const void* softmax_grad;  // a: [B] exact
+  const void* softmax_grad;  // a: [B] exact; null: 0
   const void* ids_grad;      // b: [B, ids_per_row] exact
   const void* uniform_grad;  // c: [B] exact; null: 0
-  Matrix projected;          // [B, N] exact
-  void* bias_grad;           // [M] exact; null: not wanted
+  const void* linear_grad;   // d: [B] exact; null: 0
+  const void* sigmoid_grad;  // e: [B] exact; null: 0
+  bool others;
+  Matrix projected;  // [B, N] exact
+  void* bias_grad;   // [M] exact; null: not wanted
 };
 
 // out = W^T g for each row: the gradient of W x.

@@ -208,6 +208,7 @@ Status validate_reduction(const HeadProblem& p) {
       return validate_out(p, exact, 1);
     case Epilogue::kArgMax:
     case Epilogue::kSample:
+    case Epilogue::kStatistics:
       return {};
     default:
       return error("epilogue is ", static_cast<int64_t>(p.epilogue),
@@ -225,7 +226,8 @@ Status validate_shapes(const HeadProblem& p) {
 Status validate(const HeadProblem& p) {
   if (Status status = validate_shapes(p); !status.ok()) return status;
   if (Status status = validate_allowed(p); !status.ok()) return status;
-  if (p.epilogue == Epilogue::kLogProb) return validate_ids(p, "ids");
+  if (p.epilogue == Epilogue::kLogProb || p.epilogue == Epilogue::kStatistics)
+    return validate_ids(p, "ids");
   if (p.epilogue == Epilogue::kNll) return validate_ids(p, "target");
   return {};
 }

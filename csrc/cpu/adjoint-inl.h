@@ -104,27 +104,70 @@ void adjoint_rows(const AdjointProblem& p, int64_t begin, int64_t end, void* scr
 // Rows of scratch: a tile, the block's rows, their gradients, and the adjoint's own.
 constexpr int kReductionBackwardRows = kRowTile + 3;
 
-// The gradients that reach the logits of one row: a through the softmax, b at ids, c everywhere.
+// The gradients that reach the logits of one row (core/problem.h): a, c, d, e and b at ids.
 template <class Real>
 struct RowGradient {
-  Real softmax, uniform;
+  Real softmax, uniform, linear, sigmoid, logsumexp;
   const Real* at_ids;
   const int64_t* ids;
   int64_t count;
 
+  RowGradient() = default;
   RowGradient(const ReductionBackwardProblem& p, int64_t row)
-      : softmax(static_cast<const Real*>(p.softmax_grad)[row]),
-        uniform(p.uniform_grad == nullptr ? 0 : static_cast<const Real*>(p.uniform_grad)[row]),
+      : softmax(of_row(p.softmax_grad, row)),
+        uniform(of_row(p.uniform_grad, row)),
+        linear(of_row(p.linear_grad, row)),
+        sigmoid(of_row(p.sigmoid_grad, row)),
+        logsumexp(of_row(p.head.logsumexp, row)),
         at_ids(static_cast<const Real*>(p.ids_grad) + row * p.head.ids_per_row),
         ids(p.head.ids + row * p.head.ids_per_row),
         count(p.head.ids_per_row) {}
 
   bool zero() const {
-    bool all = softmax == 0 && uniform == 0;
+    bool all = softmax == 0 && uniform == 0 && linear == 0 && sigmoid == 0;
     for (int64_t m = 0; m < count; ++m) all = all && at_ids[m] == 0;
     return all;
   }
+
+ private:
+  static Real of_row(const void* values, int64_t row) {
+    return values == nullptr ? 0 : static_cast<const Real*>(values)[row];
+  }
 };
+
+// Calls body(gradient) with the function of a logit that gives its dz, but for what reaches it by
+// an id. Which terms there are is decided here, outside of the loops; a softmax alone is the common
+// case. Forbidden classes, whose z is -inf, get 0.
+template <class V, Addend kAddend, class Body>
+FIXCLF_INLINE void with_gradient(const ReductionBackwardProblem& p,
+                                 const RowGradient<typename V::Real>& row, Body body) {
+  using F = typename V::F;
+  const F shift = V::set(row.logsumexp), softmax = V::set(row.softmax);
+  const F uniform = V::set(row.uniform), linear = V::set(row.linear);
+  const F slope = V::set(row.sigmoid);
+  const auto allowed = [](F z, F g) __attribute__((always_inline)) {
+    return kAddend == kMasked ? unless_lowest<V>(z, g) : g;
+  };
+  if (p.linear_grad == nullptr && p.sigmoid_grad == nullptr &&
+      (kAddend != kMasked || (p.uniform_grad == nullptr && !p.others)))
+    return body([&](F z) __attribute__((always_inline)) {
+      return V::fma(exp<V>(z - shift), softmax, uniform);
+    });
+  if (p.softmax_grad == nullptr && p.sigmoid_grad == nullptr)
+    return body(
+        [&](F z) __attribute__((always_inline)) { return allowed(z, V::fma(z, linear, uniform)); });
+  if (p.softmax_grad == nullptr)
+    return body([&](F z) __attribute__((always_inline)) {
+      return allowed(z, V::fma(sigmoid<V>(z), slope, V::fma(z, linear, uniform)));
+    });
+  // A softmax, and any of the others.
+  const bool curved = p.sigmoid_grad != nullptr;
+  body([&](F z) __attribute__((always_inline)) {
+    F g = V::fma(exp<V>(z - shift), softmax, V::fma(z, linear, uniform));
+    if (curved) g = V::fma(sigmoid<V>(z), slope, g);
+    return allowed(z, g);
+  });
+}
 
 // Rows [begin, end) and blocks [first, last]: `projected` (row `begin` first) is set, `bias_grad`
 // (null: not wanted) added to. The logits are computed again: no array of [B, C].
@@ -147,11 +190,15 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
   for (int64_t row = begin; row < end; row += tile) {
     const int count = static_cast<int>(end - row < tile ? end - row : tile);
     Real scales[kRowTile];
-    for (int t = 0; t < count; ++t) scales[t] = loader.load(row + t, staged + t * stride, y);
+    RowGradient<Real> gradients[kRowTile];
+    for (int t = 0; t < count; ++t) {
+      scales[t] = loader.load(row + t, staged + t * stride, y);
+      gradients[t] = RowGradient<Real>(problem, row + t);
+    }
     for (int64_t block = first; block <= last; ++block) {
       for (int t = 0; t < count; ++t) {
         Real* out = projected + (row + t - begin) * n;
-        const RowGradient<Real> gradient(problem, row + t);
+        const RowGradient<Real>& gradient = gradients[t];
         const bool counts = !gradient.zero();
         // Rows with a NaN, whose gradients are NaN, and rows that do not count.
         if (!counts || scales[t] != scales[t]) {
@@ -168,8 +215,8 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           block_rows<V>(cb, block, rows_needed(cb, block), staged + t * stride, y);
         const double stretch = cb.center ? center<V>(cb, y) : 1;
         clear<V>(dz, adjoint_width(cb, rows_needed(cb, block)));
-        const F shift = V::set(static_cast<const Real*>(p.logsumexp)[row + t]);
-        const F factor = V::set(gradient.softmax), uniform = V::set(gradient.uniform);
+        const int64_t* left_out = problem.others ? p.sorted_ids_of(row + t) : nullptr;
+        const int64_t left_out_count = problem.others ? gradient.count : 0;
         for_segments(cb, block, [&](int64_t first_class, int sign, int64_t row0, int64_t length) {
           Segment<V, kAddend> z{};
           z.y = y + row0;
@@ -180,17 +227,25 @@ void reduction_backward_part(const ReductionBackwardProblem& problem, int64_t be
           z.first_class = first_class;
           z.count = length;
           Real* db = bias_grad == nullptr ? nullptr : bias_grad + first_class;
+          Real* dy = dz + row0;
           const F direction = V::set(static_cast<Real>(sign));
-          z.for_logits(0, [&](int64_t i, F value, auto lanes) {
-            const F g = V::fma(exp<V>(value - shift), factor, uniform);
-            if (db != nullptr) lanes.store(db + i, lanes.load(db + i) + g);
-            lanes.store(dz + row0 + i, V::fma(g, direction, lanes.load(dz + row0 + i)));
+          with_gradient<V, kAddend>(problem, gradient, [&](auto of) __attribute__((always_inline)) {
+            for_others(z, left_out, left_out_count, [&](const auto& part) {
+              const int64_t from = part.first_class - first_class;
+              Real* const db_of = db == nullptr ? nullptr : db + from;
+              Real* const dy_of = dy + from;
+              part.for_logits(0, [&](int64_t i, F value, auto lanes) {
+                const F g = of(value);
+                if (db_of != nullptr) lanes.store(db_of + i, lanes.load(db_of + i) + g);
+                lanes.store(dy_of + i, V::fma(g, direction, lanes.load(dy_of + i)));
+              });
+            });
           });
           for (int64_t m = 0; m < gradient.count; ++m) {
             const int64_t i = gradient.ids[m] - first_class;
             if (i < 0 || i >= length) continue;
             if (kAddend == kMasked && z.at(i) == z.kLowest) continue;
-            dz[row0 + i] += static_cast<Real>(sign) * gradient.at_ids[m];
+            dy[i] += static_cast<Real>(sign) * gradient.at_ids[m];
             if (db != nullptr) db[i] += gradient.at_ids[m];
           }
         });

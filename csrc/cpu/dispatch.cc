@@ -148,6 +148,15 @@ Status share_chunks(const KernelTable& kernels, const HeadPlan& plan, const Head
   return {};
 }
 
+// Each row of the ids in ascending order, for kernels that pass over them.
+std::vector<int64_t> sorted_ids(const HeadProblem& p) {
+  if (p.ids_per_row < 2) return {};
+  std::vector<int64_t> ids(p.ids, p.ids + p.x.rows * p.ids_per_row);
+  for (auto row = ids.begin(); row != ids.end(); row += p.ids_per_row)
+    std::sort(row, row + p.ids_per_row);
+  return ids;
+}
+
 }  // namespace
 
 Status transform(const TransformProblem& p, const Parallel& parallel) {
@@ -166,6 +175,11 @@ Status head(const HeadProblem& problem, const Parallel& parallel) {
   const KernelTable* kernels = kernels_for(problem.x.dtype);
   HeadProblem p = problem;
   if (p.epilogue == Epilogue::kSoftmax) p.largest_logit = kernels->largest_logit(p);
+  std::vector<int64_t> sorted;
+  if (p.epilogue == Epilogue::kStatistics) {
+    sorted = sorted_ids(p);
+    p.sorted_ids = sorted.data();
+  }
   const HeadPlan plan = kernels->head_plan(p);
   if (plan.chunks > 1 && p.x.rows < kManyRows) return share_chunks(*kernels, plan, p, parallel);
   return share(parallel, p.x.rows, grain(operations_per_row(p.codebook)), plan.scratch,
@@ -254,9 +268,15 @@ Status reduction_backward_as(const KernelTable& kernels, const ReductionBackward
 
 }  // namespace
 
-Status reduction_backward(const ReductionBackwardProblem& p, const Parallel& parallel) {
-  if (Status status = validate(p); !status.ok()) return status;
+Status reduction_backward(const ReductionBackwardProblem& problem, const Parallel& parallel) {
+  if (Status status = validate(problem); !status.ok()) return status;
   if (!choice().status.ok()) return choice().status;
+  ReductionBackwardProblem p = problem;
+  std::vector<int64_t> sorted;
+  if (p.others) {
+    sorted = sorted_ids(p.head);
+    p.head.sorted_ids = sorted.data();
+  }
   const KernelTable& kernels = *kernels_for(p.head.x.dtype);
   return p.head.x.dtype == DType::kFloat64 ? reduction_backward_as<double>(kernels, p, parallel)
                                            : reduction_backward_as<float>(kernels, p, parallel);

@@ -26,6 +26,7 @@ struct Segment {
   static constexpr Real kLowest = -__builtin_huge_val();
   // W x and the scale are finite: only a bias makes a NaN.
   static constexpr bool kMayBeNaN = kAddend != kNothing;
+  static constexpr bool kHasMask = kAddend == kMasked;
 
   Real* y;  // may be overwritten, with whole vectors of padding: `spare` says where to
   Real scale;
@@ -142,6 +143,26 @@ struct Segment {
                                                    : value * factor)[0];
   }
 };
+
+// body(part) for the stretches of the segment between the ids, which ascend.
+template <class Logits, class Body>
+FIXCLF_INLINE void for_others(const Logits& z, const int64_t* ids, int64_t count, Body body) {
+  int64_t begin = 0;
+  for (int64_t m = 0; begin < z.count; ++m) {
+    int64_t end = m < count ? ids[m] - z.first_class : z.count;
+    if (end < begin) continue;
+    if (end > z.count) end = z.count;
+    if (end > begin) body(z.part(begin, end - begin));
+    begin = end + 1;
+  }
+}
+
+// value where z is above -inf, or NaN; 0 elsewhere.
+template <class V>
+FIXCLF_INLINE typename V::F unless_lowest(typename V::F z, typename V::F value) {
+  return z == V::set(static_cast<typename V::Real>(-__builtin_huge_val())) ? typename V::F{}
+                                                                           : value;
+}
 
 template <class Real>
 FIXCLF_INLINE bool is_nan(Real value) {

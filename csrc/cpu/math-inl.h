@@ -100,6 +100,20 @@ FIXCLF_INLINE typename V::F log(typename V::F x) {
   }
 }
 
+// log(1 + q) for q >= 0, precise where q is small: the rounding of 1 + q is divided out (Kahan).
+template <class V>
+FIXCLF_INLINE typename V::F log1p(typename V::F q) {
+  const auto sum = 1 + q, rounded = sum - 1;
+  return rounded > 0 ? log<V>(sum) * q / rounded : q;
+}
+
+// 1 / (1 + e^-x); e^-x is kept from overflow.
+template <class V>
+FIXCLF_INLINE typename V::F sigmoid(typename V::F x) {
+  const auto one = V::set(1);
+  return one / (one + exp<V>(V::min(V::set(88), -x)));
+}
+
 // A sum of squares within [kLow, kHigh] is accurate: nothing that overflowed, and nothing that
 // underflowed and mattered. Otherwise the row is multiplied by kFactor or its inverse first.
 template <class Real>

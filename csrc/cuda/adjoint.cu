@@ -71,15 +71,18 @@ Status run_adjoint(const AdjointProblem& p, const Workspace& workspace, cudaStre
   return run_rows<Real>(adjoint_kernel<Real>, a, p.g.rows, memory, p.out, stream);
 }
 
-template <class Real>
-Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
-                              const Workspace& workspace, cudaStream_t stream) {
+template <class Real, template <class> class Gradient>
+Status run_gradient(const ReductionBackwardProblem& p, const void* alpha,
+                    const Workspace& workspace, cudaStream_t stream) {
   const Codebook& cb = p.head.codebook;
   const int64_t rows = p.head.x.rows, classes = cb.computed();
   AdjointArguments a{{p.head, alpha, Layout(cb), 0, rows, 1, 0, nullptr, 0, false}};
   a.softmax_grad = p.softmax_grad;
   a.ids_grad = p.ids_grad;
   a.uniform_grad = p.uniform_grad;
+  a.linear_grad = p.linear_grad;
+  a.sigmoid_grad = p.sigmoid_grad;
+  a.others = p.others;
   a.head.chunks = adjoint_chunks(a.head.layout);
   // Slices of at least 16 rows, until there are enough CTAs; what they leave fits the workspace.
   const int64_t slice_bytes = classes * static_cast<int64_t>(sizeof(Real));
@@ -90,8 +93,8 @@ Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alp
                                  slices > 1 ? slices * slice_bytes : 0);
   void* memory;
   if (Status s = allocate(workspace, bytes, &memory); !s.ok()) return s;
-  if (Status s =
-          run_rows<Real>(reduction_projected_kernel<Real>, a, rows, memory, p.projected, stream);
+  if (Status s = run_rows<Real>(reduction_projected_kernel<Real, Gradient>, a, rows, memory,
+                                p.projected, stream);
       !s.ok())
     return s;
   if (p.bias_grad == nullptr) return {};
@@ -99,11 +102,21 @@ Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alp
   a.bias_grad = slices > 1 ? memory : p.bias_grad;
   const int threads = a.head.layout.threads, cta = cta_threads(threads, a.head.layout.blocks);
   const dim3 grid(ctas(a.head.layout.blocks, cta, threads), static_cast<unsigned>(slices));
-  if (Status s = launch(reduction_bias_kernel<Real>, grid, cta,
+  if (Status s = launch(reduction_bias_kernel<Real, Gradient>, grid, cta,
                         Shared<Real>::bytes(a.head.layout, 0, cta), stream, a);
       !s.ok() || slices == 1)
     return s;
   return sum<Real>(memory, a.slices, 1, classes, classes, p.bias_grad, stream);
+}
+
+template <class Real>
+Status run_reduction_backward(const ReductionBackwardProblem& p, const void* alpha,
+                              const Workspace& workspace, cudaStream_t stream) {
+  const bool softmax = p.softmax_grad != nullptr && p.linear_grad == nullptr &&
+                       p.sigmoid_grad == nullptr && !p.others &&
+                       (p.head.allowed == nullptr || p.uniform_grad == nullptr);
+  return softmax ? run_gradient<Real, SoftmaxGradient>(p, alpha, workspace, stream)
+                 : run_gradient<Real, StatisticsGradient>(p, alpha, workspace, stream);
 }
 
 }  // namespace

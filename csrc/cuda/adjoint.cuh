@@ -1,6 +1,6 @@
 // The adjoint of the projection, u = W^T g, and the gradients of the reductions:
 //
-//   dz_i = a exp(z_i - logsumexp) + c + sum of b_m over ids_m = i,
+//   dz_i = a exp(z_i - logsumexp) + c + d z_i + e / (1 + exp(-z_i)) + sum of b_m over ids_m = i,
 //   projected = W^T dz for each row,   bias_grad = sum of dz over the rows.
 //
 // The logits are computed again: no array of [B, C]. Additions: two transforms a block and row for
@@ -15,9 +15,12 @@ namespace fixclf::cuda {
 struct AdjointArguments {
   HeadArguments head;                  // p.codebook; for the reductions all of it
   ConstMatrix g{};                     // without a reduction: the gradients of the logits
-  const void* softmax_grad = nullptr;  // a: [B] exact
+  const void* softmax_grad = nullptr;  // a: [B] exact, or null
   const void* ids_grad = nullptr;      // b: [B, ids_per_row] exact
   const void* uniform_grad = nullptr;  // c: [B] exact, or null
+  const void* linear_grad = nullptr;   // d: [B] exact, or null
+  const void* sigmoid_grad = nullptr;  // e: [B] exact, or null
+  bool others = false;                 // a, c, d and e pass over the ids
   void* out = nullptr;                 // [rows of this launch, chunks, N], or [B, N] with one chunk
   void* bias_grad = nullptr;           // [slices, M]
   int slices = 1;                      // of the rows
@@ -85,7 +88,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1) adjoint_kernel(const Adjoin
   }
 }
 
-// dz of one row: `of` a logit but for what reaches it by an id, and `at_ids` for that.
+// dz of one row. A gradient of it: `of` a logit among `counted`, but for what reaches it by an id,
+// and `at_ids` for that.
 template <class Real>
 struct RowGradient {
   const int64_t* ids;
@@ -99,16 +103,14 @@ struct RowGradient {
     count = static_cast<int>(p.ids_per_row);
     ids = p.ids + row * count;
     ids_grad = static_cast<const Real*>(a.ids_grad) + row * count;
-    softmax = static_cast<const Real*>(a.softmax_grad)[row];
-    uniform = a.uniform_grad == nullptr ? 0 : static_cast<const Real*>(a.uniform_grad)[row];
-    lse = static_cast<const Real*>(p.logsumexp)[row];
+    softmax = of_row(a.softmax_grad, row);
+    uniform = of_row(a.uniform_grad, row);
+    lse = of_row(p.logsumexp, row);
     zero = softmax == 0 && uniform == 0;
     for (int m = 0; m < count; ++m) zero = zero && ids_grad[m] == 0;
   }
-  // Not for forbidden classes, whose z is -inf.
-  __device__ Real of(const Logits<Real>& logits, int e) const {
-    if (zero) return 0;
-    return fused(exp_of(logits.z[e] - lse), softmax, uniform);
+  __device__ static Real of_row(const void* values, int64_t row) {
+    return values == nullptr ? 0 : static_cast<const Real*>(values)[row];
   }
   // body(i, id, sign, value) for the ids that are rows i of a block, in a half of that sign. By one
   // thread, as ids may repeat.
@@ -129,7 +131,55 @@ struct RowGradient {
   }
 };
 
+// Of a logsumexp over all classes and, where there is no mask, of a sum.
 template <class Real>
+struct SoftmaxGradient : RowGradient<Real> {
+  using RowGradient<Real>::RowGradient;
+
+  __device__ uint32_t counted(const Logits<Real>& logits) const { return logits.live; }
+  __device__ Real of(const Logits<Real>& logits, int e, uint32_t) const {
+    if (this->zero) return 0;
+    return fused(exp_of(logits.z[e] - this->lse), this->softmax, this->uniform);
+  }
+};
+
+// Every term.
+template <class Real>
+struct StatisticsGradient : RowGradient<Real> {
+  Real linear, sigmoid;
+  bool curved, others, masked;
+
+  __device__ StatisticsGradient(const AdjointArguments& a, int64_t row)
+      : RowGradient<Real>(a, row),
+        linear(this->of_row(a.linear_grad, row)),
+        sigmoid(this->of_row(a.sigmoid_grad, row)),
+        curved(a.softmax_grad != nullptr),
+        others(a.others),
+        masked(a.head.p.allowed != nullptr) {
+    this->zero = this->zero && linear == 0 && sigmoid == 0;
+  }
+  __device__ uint32_t counted(const Logits<Real>& logits) const {
+    if (this->zero) return 0;
+    uint32_t bits = logits.live;
+    if (others) bits &= ~elements_at(logits, this->ids, this->count, [](int64_t, Real) {});
+    if (masked) {
+#pragma unroll
+      for (int e = 0; e < kItem; ++e)
+        if (logits.z[e] == kLowest<Real>) bits &= ~(1u << e);
+    }
+    return bits;
+  }
+  __device__ Real of(const Logits<Real>& logits, int e, uint32_t counted) const {
+    if ((counted >> e & 1) == 0) return 0;
+    const Real z = logits.z[e];
+    Real g = fused(z, linear, this->uniform);
+    if (curved) g = fused(exp_of(z - this->lse), this->softmax, g);
+    if (sigmoid != 0) g = fused(sigmoid, 1 / (1 + exp_of(-z)), g);
+    return g;
+  }
+};
+
+template <class Real, template <class> class Gradient>
 __global__ void __launch_bounds__(kMaxRowThreads, 1)
     reduction_projected_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
@@ -139,7 +189,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   const int64_t row = work.row;
   Row<Real> x(cb, head.p.x, row);
   x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
-  const RowGradient<Real> gradient(a, row);
+  const Gradient<Real> gradient(a, row);
   Block<Real> block(group, head.layout, cb, work.memory());
   Real* const out = output_of(a, work);
   for (int i = work.begin; i < work.end; ++i) {
@@ -155,10 +205,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
         for (int e = 0; e < kItem; ++e) z[e] = y[e];
         const Logits<Real> logits(head, row, place, z, true, first_class,
                                   sign > 0 ? scaling.scale : -scaling.scale, scaling.mean);
+        const uint32_t counted = gradient.counted(logits);
 #pragma unroll
         for (int e = 0; e < kItem; ++e) {
           if ((logits.live >> e & 1) == 0) continue;
-          const Real dz = gradient.of(logits, e);
+          const Real dz = gradient.of(logits, e, counted);
           d[e] = sign > 0 ? d[e] + dz : d[e] - dz;
         }
       });
@@ -176,7 +227,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
 }
 
 // A group for each block, over one slice of the rows: no two threads add to the same class.
-template <class Real>
+template <class Real, template <class> class Gradient>
 __global__ void __launch_bounds__(kMaxRowThreads, 1)
     reduction_bias_kernel(const AdjointArguments a) {
   const HeadArguments& head = a.head;
@@ -194,15 +245,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
   for (int64_t row = begin; row < end; ++row) {
     Row<Real> x(cb, head.p.x, row);
     x.normalise(group, static_cast<const Real*>(head.alpha), head.p.normalize);
-    const RowGradient<Real> gradient(a, row);
+    const Gradient<Real> gradient(a, row);
     block.prepare(x, number);
     const Scaling<Real> scaling(head, group, block, x.scale);
     for_logits<Real>(head, row, block, number, scaling, [&](const Logits<Real>& logits) {
       if (!active) return;
+      const uint32_t counted = gradient.counted(logits);
 #pragma unroll
       for (int e = 0; e < kItem; ++e) {
         if ((logits.live >> e & 1) == 0) continue;
-        const Real dz = gradient.of(logits, e);
+        const Real dz = gradient.of(logits, e, counted);
         Real* at = out + logits.id(e);
         *at = row == begin ? dz : *at + dz;
       }

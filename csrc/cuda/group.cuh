@@ -29,7 +29,7 @@ __device__ inline Value exchanged(const Value& value, int offset) {
 class Group {
  public:
   // What reduce() joins is not larger than this.
-  static constexpr int kLargestState = 32;
+  static constexpr int kLargestState = 48;
   // Shared memory of a CTA for reduce().
   static __host__ __device__ int64_t scratch_bytes(int cta_threads) {
     return cta_threads / kWarp * kLargestState;

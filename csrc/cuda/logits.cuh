@@ -64,6 +64,25 @@ struct Logits {
   }
 };
 
+// The elements of the item that are classes among the ids; found(m, z) for the m-th of these.
+template <class Real, class Found>
+__device__ inline uint32_t elements_at(const Logits<Real>& logits, const int64_t* ids,
+                                       int64_t count, Found found) {
+  uint32_t at = 0;
+  for (int64_t m = 0; m < count; ++m) {
+    const int64_t steps = ids[m] - logits.first;
+    if (steps < 0 || steps >> logits.shift >= kItem) continue;
+    if ((steps & ((1 << logits.shift) - 1)) != 0) continue;
+#pragma unroll
+    for (int e = 0; e < kItem; ++e) {
+      if (steps >> logits.shift != e || (logits.live >> e & 1) == 0) continue;
+      found(m, logits.z[e]);
+      at |= 1u << e;
+    }
+  }
+  return at;
+}
+
 // Running maximum and sum of exp(z - maximum). A NaN among the logits makes both NaN; +inf as the
 // maximum makes the sum NaN.
 template <class Real>

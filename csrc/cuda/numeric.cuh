@@ -87,6 +87,9 @@ __device__ inline float log_of(float x) {
 }
 __device__ inline double log_of(double x) { return log(x); }
 
+__device__ inline float log1p_of(float x) { return log1pf(x); }
+__device__ inline double log1p_of(double x) { return log1p(x); }
+
 __device__ inline double from_real(double v, double) { return v; }
 __device__ inline float from_real(float v, float) { return v; }
 __device__ inline BFloat16 from_real(float v, BFloat16) {

@@ -20,6 +20,8 @@ struct Case {
   int64_t blocks;  // 0: no sign flips
   Epilogue epilogue;
   DType dtype;
+  const char* terms = "";  // of statistics: l(ogsumexp), s(um), q (squares), p (softplus)
+  bool backward = false;
 };
 
 constexpr Case kCases[] = {
@@ -35,6 +37,19 @@ constexpr Case kCases[] = {
     {"768-1000 softmax", 768, 1000, 12, true, 0, Epilogue::kSoftmax, DType::kFloat32},
     {"1280-1000 softmax", 1280, 1000, 20, false, 0, Epilogue::kSoftmax, DType::kFloat32},
     {"512-20000 logits", 512, 20000, 1, true, 20, Epilogue::kLogits, DType::kFloat32},
+    {"512-20000 loss", 512, 20000, 1, true, 20, Epilogue::kNll, DType::kFloat32},
+    {"512-20000 logsumexp of others", 512, 20000, 1, true, 20, Epilogue::kStatistics,
+     DType::kFloat32, "l"},
+    {"512-20000 squares", 512, 20000, 1, true, 20, Epilogue::kStatistics, DType::kFloat32, "q"},
+    {"512-20000 softplus", 512, 20000, 1, true, 20, Epilogue::kStatistics, DType::kFloat32, "p"},
+    {"512-20000 loss, backward", 512, 20000, 1, true, 20, Epilogue::kNll, DType::kFloat32, "l",
+     true},
+    {"512-20000 logsumexp of others, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics,
+     DType::kFloat32, "l", true},
+    {"512-20000 squares, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics, DType::kFloat32,
+     "q", true},
+    {"512-20000 softplus, backward", 512, 20000, 1, true, 20, Epilogue::kStatistics,
+     DType::kFloat32, "p", true},
 };
 
 // The same numbers everywhere, unlike those of <random>'s distributions.
@@ -82,7 +97,33 @@ Status run(const Case& c) {
   p.epilogue = c.epilogue;
   p.out = {out.data(), DType::kFloat32, kRows, c.classes, c.classes};
   p.indices = indices.data();
-  return cpu::head(p, {});
+  std::vector<int64_t> ids{3, 700, 12345, 19999};
+  std::vector<float> rows(8 * kRows, 0.5f), projected(count), bias_grad(bias.size());
+  const auto wanted = [&](char term, int place) {
+    return std::strchr(c.terms, term) == nullptr ? nullptr : rows.data() + place * kRows;
+  };
+  p.ids = ids.data();
+  p.ids_per_row = 1;
+  p.logits = rows.data();
+  p.logsumexp = rows.data() + kRows;
+  if (c.epilogue == Epilogue::kNll) p.out = {rows.data(), DType::kFloat32, kRows, 1, 1};
+  if (c.epilogue == Epilogue::kStatistics) {
+    p.logsumexp = wanted('l', 1);
+    p.sum = wanted('s', 2);
+    p.squares = wanted('q', 3);
+    p.softplus = wanted('p', 4);
+  }
+  if (!c.backward) return cpu::head(p, {});
+  ReductionBackwardProblem b{};
+  b.head = p;
+  b.softmax_grad = wanted('l', 5);
+  b.ids_grad = rows.data();
+  b.linear_grad = wanted('q', 6);
+  b.sigmoid_grad = wanted('p', 7);
+  b.others = c.epilogue == Epilogue::kStatistics;
+  b.projected = {projected.data(), DType::kFloat32, kRows, c.features, c.features};
+  b.bias_grad = bias_grad.data();
+  return cpu::reduction_backward(b, {});
 }
 
 }  // namespace

@@ -324,7 +324,9 @@ void test_head(const Run& run) {
 struct Reductions {
   HeadProblem common{};
   Buffer values, topk_lse, log_probs, logits, log_prob_lse, losses, nll_lse;
+  Buffer at_ids, others_lse, sum, squares, softplus;
   std::vector<int64_t> topk, argmax, sample, ids, targets, seeds;
+  bool wanted[4];  // of the statistics: logsumexp, sum, squares, softplus
 
   Reductions(const HeadProblem& p, int64_t k, int64_t ids_per_row)
       : common(p),
@@ -335,6 +337,11 @@ struct Reductions {
         log_prob_lse(exact(), p.x.rows),
         losses(exact(), p.x.rows),
         nll_lse(exact(), p.x.rows),
+        at_ids(exact(), p.x.rows * ids_per_row),
+        others_lse(exact(), p.x.rows),
+        sum(exact(), p.x.rows),
+        squares(exact(), p.x.rows),
+        softplus(exact(), p.x.rows),
         topk(static_cast<size_t>(p.x.rows * k)),
         argmax(static_cast<size_t>(p.x.rows)),
         sample(argmax.size()),
@@ -349,6 +356,7 @@ struct Reductions {
     common.ids_per_row = ids_per_row;
     common.ignore_index = -100;
     common.label_smoothing = coin() ? 0 : 0.1;
+    for (bool& each : wanted) each = pick(0, 3) != 0;
   }
   DType exact() const { return accumulation_dtype(common.x.dtype); }
 
@@ -374,6 +382,13 @@ struct Reductions {
     p.logits = logits.data();
     p.logsumexp = log_prob_lse.data();
     ok = head(p).ok() && ok;
+    p.epilogue = Epilogue::kStatistics;
+    p.logits = at_ids.data();
+    p.logsumexp = wanted[0] ? others_lse.data() : nullptr;
+    p.sum = wanted[1] ? sum.data() : nullptr;
+    p.squares = wanted[2] ? squares.data() : nullptr;
+    p.softplus = wanted[3] ? softplus.data() : nullptr;
+    ok = head(p).ok() && ok;
     if (p.allowed != nullptr) return ok;
     p.epilogue = Epilogue::kNll;
     p.ids = targets.data();
@@ -384,13 +399,35 @@ struct Reductions {
   }
 };
 
-bool allowed(const HeadProblem& p, int64_t row, int64_t i) {
+bool takes_part(const HeadProblem& p, int64_t row, int64_t i) {
   if (p.allowed == nullptr) return true;
   return p.allowed[(p.allowed_rows == 1 ? 0 : row) * p.allowed_bytes + i / 8] >> i % 8 & 1;
 }
 
 bool near(double got, double want) {
   return got == want || std::abs(got - want) <= 3e-5 * (1 + std::abs(want));
+}
+
+// Row r of the statistics, against its logits.
+void check_statistics(const Reductions& got, int64_t r, std::vector<double> z) {
+  const int64_t each = got.common.ids_per_row;
+  const auto* ids = got.ids.data() + r * each;
+  for (int64_t m = 0; m < each; ++m) CHECK(near(got.at_ids.get(r * each + m), z[ids[m]]));
+  for (int64_t m = 0; m < each; ++m) z[ids[m]] = -HUGE_VAL;  // which leaves it out below
+  double top = -HUGE_VAL, exponentials = 0, sum = 0, size = 0, squares = 0, softplus = 0;
+  for (double v : z) top = std::max(top, v);
+  for (double v : z) {
+    if (v == -HUGE_VAL) continue;
+    exponentials += std::exp(v - top);
+    sum += v;
+    size += std::abs(v);
+    squares += v * v;
+    softplus += std::max(v, 0.) + std::log1p(std::exp(-std::abs(v)));
+  }
+  if (got.wanted[0]) CHECK(near(got.others_lse.get(r), top + std::log(exponentials)));
+  if (got.wanted[1]) CHECK(std::abs(got.sum.get(r) - sum) <= 3e-6 * (1 + size));
+  if (got.wanted[2]) CHECK(std::abs(got.squares.get(r) - squares) <= 3e-5 * (1 + squares));
+  if (got.wanted[3]) CHECK(std::abs(got.softplus.get(r) - softplus) <= 3e-5 * softplus);
 }
 
 template <class Run>
@@ -435,7 +472,7 @@ void test_reductions(const Run& run) {
     double mean = 0;
     for (double v : z) mean += v / static_cast<double>(z.size());
     for (int64_t i = 0; i < c.shard(); ++i)
-      if (!allowed(p, r, i)) z[i] = -HUGE_VAL;
+      if (!takes_part(p, r, i)) z[i] = -HUGE_VAL;
     double top = -HUGE_VAL, sum = 0;
     for (double v : z) top = std::max(top, v);
     for (double v : z) sum += std::exp(v - top);
@@ -453,12 +490,13 @@ void test_reductions(const Run& run) {
     }
     CHECK(good);
     CHECK(got.argmax[r] == got.topk[r * k]);
-    CHECK(allowed(p, r, got.sample[r]));
+    CHECK(takes_part(p, r, got.sample[r]));
     for (int64_t i = 0; i < got.common.ids_per_row; ++i) {
       const int64_t at = r * got.common.ids_per_row + i;
       CHECK(near(got.logits.get(at), z[got.ids[at]]));
       CHECK(near(got.log_probs.get(at), z[got.ids[at]] - lse));
     }
+    check_statistics(got, r, z);
     if (p.allowed != nullptr) continue;
     const double eps = got.common.label_smoothing;
     const double loss = got.targets[r] < 0 ? 0 : lse - (1 - eps) * z[got.targets[r]] - eps * mean;
@@ -473,11 +511,13 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   const Rows w = c.matrix();
   const DType dtype = kDTypes[pick(0, 3)], exact = accumulation_dtype(dtype);
   const int64_t rows = pick(1, most_rows), n = c.cb.features, each = pick(0, 3);
-  const bool masked = pick(0, 2) == 0, uniform = !masked && coin();
+  const bool masked = pick(0, 2) == 0, others = coin();
+  const bool softmax = pick(0, 3) != 0, uniform = coin(), linear = coin(), sigmoid = coin();
   Features x(dtype, rows, n, 1);
   Buffer bias(exact, c.shard()), log_probs(exact, rows * each), logits(exact, rows * each);
   Buffer lse(exact, rows), softmax_grad(exact, rows), ids_grad(exact, rows * each);
-  Buffer uniform_grad(exact, rows), projected(exact, rows * n), bias_grad(exact, c.shard());
+  Buffer uniform_grad(exact, rows), linear_grad(exact, rows), sigmoid_grad(exact, rows);
+  Buffer projected(exact, rows * n), bias_grad(exact, c.shard());
   std::vector<double> biases;
   for (int64_t i = 0; i < c.shard(); ++i) biases.push_back(bias.set(i, normal()));
   std::vector<int64_t> ids(static_cast<size_t>(rows * each));
@@ -489,10 +529,6 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
       allowed[r * allowed_bytes + i / 8] |= static_cast<uint8_t>(coin() << i % 8);
     allowed[r * allowed_bytes] |= 1;
   }
-  const auto allowed = [&](int64_t r, int64_t i) {
-    return !masked ||
-           (allowed[(allowed_rows == 1 ? 0 : r) * allowed_bytes + i / 8] >> i % 8 & 1) != 0;
-  };
   ReductionBackwardProblem p{};
   p.head.codebook = c.cb;
   p.head.x = x.matrix();
@@ -507,7 +543,7 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
     p.head.allowed_rows = allowed_rows;
     p.head.allowed_bytes = allowed_bytes;
   }
-  p.head.epilogue = Epilogue::kLogProb;
+  p.head.epilogue = others ? Epilogue::kStatistics : Epilogue::kLogProb;
   p.head.ids = ids.data();
   p.head.ids_per_row = each;
   p.head.out = {log_probs.data(), exact, rows, each, each};
@@ -516,17 +552,24 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   if (!CHECK(run(p.head).ok())) return;
   for (int64_t r = 0; r < rows; ++r) {
     const bool counts = pick(0, 5) != 0;
-    softmax_grad.set(r, counts ? normal() : 0);
-    // Of a mean over the classes.
-    uniform_grad.set(r, counts && uniform ? normal() / static_cast<double>(c.shard()) : 0);
+    softmax_grad.set(r, counts && softmax ? normal() : 0);
+    // Of means over the classes.
+    const double mean = 1 / static_cast<double>(c.shard());
+    uniform_grad.set(r, counts && uniform ? normal() * mean : 0);
+    linear_grad.set(r, counts && linear ? normal() * mean : 0);
+    sigmoid_grad.set(r, counts && sigmoid ? normal() * mean : 0);
     for (int64_t m = 0; m < each; ++m) ids_grad.set(r * each + m, counts ? normal() : 0);
     if (!counts) lse.set(r, -1e30);  // of a target without loss: exp(z - lse) overflows
   }
   // Ids beyond the classes, of a target without loss, do not count.
-  if (each > 0) ids[0] = -100;
-  p.softmax_grad = softmax_grad.data();
+  if (each > 0 && !others) ids[0] = -100;
+  p.softmax_grad = softmax ? softmax_grad.data() : nullptr;
   p.ids_grad = ids_grad.data();
   p.uniform_grad = uniform ? uniform_grad.data() : nullptr;
+  p.linear_grad = linear ? linear_grad.data() : nullptr;
+  p.sigmoid_grad = sigmoid ? sigmoid_grad.data() : nullptr;
+  p.others = others;
+  if (!softmax) p.head.logsumexp = nullptr;
   p.projected = {projected.data(), exact, rows, n, n};
   p.bias_grad = bias_grad.data();
   if (!CHECK(run(p).ok())) return;
@@ -534,13 +577,21 @@ void test_reduction_backward(const Run& run, int64_t most_rows) {
   double worst = 0;
   for (int64_t r = 0; r < rows; ++r) {
     auto dz = oracle(w, x.values[r], 3, biases, true, Epilogue::kLogits);
+    std::vector<bool> counts(dz.size());
     double sum = 0;
-    for (int64_t i = 0; i < c.shard(); ++i) sum += allowed(r, i) ? std::exp(dz[i]) : 0;
     for (int64_t i = 0; i < c.shard(); ++i) {
-      dz[i] = softmax_grad.get(r) * std::exp(dz[i]) / sum + uniform_grad.get(r);
+      counts[i] = takes_part(p.head, r, i);
+      for (int64_t m = 0; others && m < each; ++m)
+        if (ids[r * each + m] == i) counts[i] = false;
+      sum += counts[i] ? std::exp(dz[i]) : 0;
+    }
+    for (int64_t i = 0; i < c.shard(); ++i) {
+      const double z = dz[i];
+      dz[i] = !counts[i] ? 0
+                         : softmax_grad.get(r) * std::exp(z) / sum + uniform_grad.get(r) +
+                               linear_grad.get(r) * z + sigmoid_grad.get(r) / (1 + std::exp(-z));
       for (int64_t m = 0; m < each; ++m)
-        if (ids[r * each + m] == i) dz[i] += ids_grad.get(r * each + m);
-      if (!allowed(r, i)) dz[i] = 0;
+        if (ids[r * each + m] == i && takes_part(p.head, r, i)) dz[i] += ids_grad.get(r * each + m);
       db[i] += dz[i];
     }
     for (int64_t j = 0; j < n; ++j) {

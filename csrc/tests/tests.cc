@@ -25,9 +25,15 @@ struct Runner {
   Status operator()(const HeadProblem& p) const {
     if (table == nullptr || p.x.dtype == DType::kFloat64) return cpu::head(p, {});
     const Status status = validate(p);
+    HeadProblem q = p;
+    std::vector<int64_t> sorted;
+    if (p.epilogue == Epilogue::kStatistics) sorted.assign(p.ids, p.ids + p.x.rows * p.ids_per_row);
+    for (auto row = sorted.begin(); row != sorted.end(); row += p.ids_per_row)
+      std::sort(row, row + p.ids_per_row);
+    q.sorted_ids = sorted.data();
     if (status.ok())
       with_scratch(table->head_plan(p).scratch,
-                   [&](void* s) { table->head_rows(p, 0, p.x.rows, s); });
+                   [&](void* s) { table->head_rows(q, 0, p.x.rows, s); });
     return status;
   }
   Status operator()(const ReductionBackwardProblem& p) const {
@@ -81,7 +87,7 @@ void test_chunks() {
   p.normalize = true;
   const int64_t classes = cb.computed();
   std::vector<uint8_t> allowed(static_cast<size_t>((classes + 7) / 8));
-  for (auto& byte : mask) byte = pick(0, 50) == 0 ? 0x42 : 0;
+  for (auto& byte : allowed) byte = pick(0, 50) == 0 ? 0x42 : 0;
   allowed[3] = 1;
   if (coin()) {
     p.allowed = allowed.data();
@@ -103,6 +109,7 @@ void test_chunks() {
   repeat(whole.ids, shared.ids);
   repeat(whole.targets, shared.targets);
   repeat(whole.seeds, shared.seeds);
+  std::copy(std::begin(shared.wanted), std::end(shared.wanted), std::begin(whole.wanted));
   CHECK(whole.run([](const HeadProblem& r) { return cpu::head(r, {}); }));
   bool same = true;
   for (size_t i = 0; i < whole.topk.size(); ++i)
@@ -112,6 +119,10 @@ void test_chunks() {
     const auto j = static_cast<int64_t>(i % shared.argmax.size());
     same = same && whole.argmax[i] == shared.argmax[j] && whole.sample[i] == shared.sample[j] &&
            whole.topk_lse.get(i) == shared.topk_lse.get(j) &&
+           (!shared.wanted[0] || whole.others_lse.get(i) == shared.others_lse.get(j)) &&
+           (!shared.wanted[1] || whole.sum.get(i) == shared.sum.get(j)) &&
+           (!shared.wanted[2] || whole.squares.get(i) == shared.squares.get(j)) &&
+           (!shared.wanted[3] || whole.softplus.get(i) == shared.softplus.get(j)) &&
            (p.allowed != nullptr || whole.losses.get(i) == shared.losses.get(j));
   }
   CHECK(same);

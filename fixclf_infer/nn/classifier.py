@@ -17,6 +17,8 @@ from ..codebooks import Codebook, codebook, from_identity
 from ..epilogue import Epilogue
 from ..ops import derivatives
 from ..ops.shapes import accumulation
+from ..ops.statistics import Statistics, Sums, of_logits
+from .objectives import Objective, SoftmaxCrossEntropy, Targets
 
 # Plain integers: an operator call converts an enumeration member in 1.7 us.
 _LOGITS, _SOFTMAX, _LOG_SOFTMAX = map(
@@ -436,13 +438,40 @@ class FixedClassifier(nn.Module):
         *,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        objective: Objective | None = None,
+        weight: Tensor | None = None,
+        target_weights: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of the softmax with the classes target (int64 [...]), as
-        `torch.nn.functional.cross_entropy` of the logits, without them: neither this nor the
-        backward pass keeps an array of [..., C]. reduction: "mean" (over targets that are not
-        ignored), "sum" or "none" ([...])."""
+        `torch.nn.functional.cross_entropy` of the logits, or another objective, without logits:
+        neither this nor the backward pass keeps an array of [..., C].
+
+        Args:
+            reduction: "mean" (over targets that are not ignored), "sum" or "none" ([...]).
+            ignore_index: a target of this value has no loss.
+            label_smoothing: of the cross-entropy without another argument below.
+            objective: one of `fixclf_infer.nn.objectives`, which say whether they are `fused`.
+            weight: [C], floating: a class's weight multiplies the losses of rows with that target;
+                the mean is over their sum, as in `cross_entropy`.
+            target_weights: for soft targets, such as mixup's: target is int64 [..., M], and the
+                loss Σ_m target_weights[..., m] loss(target[..., m]), of M classes a row that may
+                repeat; the mean is over rows.
+
+        Raises:
+            ValueError: one sentence that names the argument, what it was and what was expected.
+        """
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
+        if objective is not None or weight is not None or target_weights is not None:
+            if label_smoothing != 0:
+                raise ValueError(
+                    f"label_smoothing is {label_smoothing}, expected 0 beside objective, weight or "
+                    "target_weights: the objective LabelSmoothing has it"
+                )
+            targets = Targets(
+                target, x.shape[:-1], self.num_classes, ignore_index, weight, target_weights
+            )
+            return self._objective_loss(x, targets, reduction, objective or SoftmaxCrossEntropy())
         losses: Tensor
         losses, _ = self._ops.head_nll(
             *self._inputs(x), target, ignore_index=ignore_index, label_smoothing=label_smoothing
@@ -451,6 +480,24 @@ class FixedClassifier(nn.Module):
             return losses
         total = losses.sum()
         return total if reduction == "sum" else total / (target != ignore_index).sum()
+
+    def _objective_loss(
+        self, x: Tensor, targets: Targets, reduction: str, objective: Objective
+    ) -> Tensor:
+        x, alpha, bias, book = self._inputs(x)
+        x, alpha, bias = objective.operands(x, alpha, bias, self.training)
+
+        def statistics(ids: Tensor, which: Sums) -> Statistics:
+            if objective.fused:
+                found: Statistics = self._ops.head_statistics(x, alpha, bias, book, ids, which)
+                return found
+            if self.dense is None:
+                z = ops.head(x, alpha, bias, book, dtype=alpha.dtype)
+            else:
+                z = ops.dense.logits(x, alpha, bias, book)
+            return of_logits(objective.from_logits(z), ids, which)
+
+        return targets.loss(objective, statistics, reduction, alpha, bias)
 
     def _operands(
         self, x: Tensor

@@ -7,6 +7,7 @@
     head_sample(<head>, seeds, allowed)                indices drawn from the softmax
     head_log_prob(<head>, ids, allowed)                 log-probabilities, logits, logsumexp
     head_nll(<head>, target, …)                     losses, logsumexp
+    head_statistics(<head>, ids, which, allowed)    logits, and sums over the other classes
     project_adjoint(g, <codebook>)                  u = Wᵀ g
 
 <head> stands for x, α, bias, <codebook>, normalize; <codebook> for base, signs and geometry, as
@@ -36,8 +37,10 @@ from .calls import (  # noqa: E402
     head_log_prob,
     head_nll,
     head_sample,
+    head_statistics,
     head_topk,
 )
+from .statistics import Statistics, Sums  # noqa: E402
 
 derivatives.register("fixclf")
 
@@ -45,6 +48,8 @@ __all__ = [
     "CodebookArguments",
     "Epilogue",
     "Geometry",
+    "Statistics",
+    "Sums",
     "codebook_arguments",
     "hadamard_transform",
     "head",
@@ -52,6 +57,7 @@ __all__ = [
     "head_log_prob",
     "head_nll",
     "head_sample",
+    "head_statistics",
     "head_topk",
     "pack_allowed",
     "pack_signs",

@@ -11,6 +11,7 @@ from .. import backends
 from ..epilogue import Epilogue
 from . import derivatives
 from .bits import CodebookArguments
+from .statistics import Statistics
 
 _FUNCTIONS = derivatives.FUNCTIONS
 
@@ -139,6 +140,36 @@ def head_log_prob(
         "head_log_prob", x, alpha, bias, *codebook, normalize, ids, allowed
     )
     return result
+
+
+def head_statistics(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    codebook: CodebookArguments,
+    ids: Tensor,
+    which: int,
+    *,
+    allowed: Tensor | None = None,
+    normalize: bool = True,
+) -> Statistics:
+    """The logits z at the classes ids, int64 [...] or [..., M], of that shape; and sums over the
+    others, the allowed classes that are not among the row's ids, each [...]:
+
+    log Σ exp(z) (−∞ without others), Σ z, Σ z² and Σ log(1 + exp(z)).
+
+    Objectives are functions of these (`fixclf_infer.nn.objectives`). That the ids are left out, not
+    subtracted, keeps the digits of small losses. All have derivatives with respect to x, alpha and
+    bias (once); the backward pass computes the logits again.
+
+    Args:
+        which: the `Sums` wanted; empty tensors stand for the others.
+
+    Raises:
+        ValueError: names the first id outside [0, C).
+    """
+    arguments = (x, alpha, bias, *codebook, normalize, ids, int(which), allowed)
+    return Statistics(*call("head_statistics", *arguments))
 
 
 def head_nll(

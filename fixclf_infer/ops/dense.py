@@ -12,7 +12,8 @@ from torch.amp import is_autocast_available
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from .bits import unpack_signs
-from .shapes import Rows
+from .shapes import Rows, check_which
+from .statistics import Statistics, of_logits
 
 
 def logits(x: Tensor, alpha: Tensor, bias: Tensor | None, w: Tensor) -> Tensor:
@@ -145,6 +146,22 @@ def head_log_prob(
     at_ids, logsumexp = head.z.gather(-1, wide), head.z.logsumexp(-1)
     log_probs = at_ids - logsumexp.unsqueeze(-1)
     return log_probs.reshape(ids.shape), at_ids.reshape(ids.shape), logsumexp
+
+
+def head_statistics(
+    x: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    w: Tensor,
+    ids: Tensor,
+    which: int,
+    *,
+    allowed: Tensor | None = None,
+) -> Statistics:
+    head = _Head(x, alpha, bias, w, allowed)
+    head.check_classes("ids", ids)
+    check_which(which)
+    return of_logits(head.z, ids, which)
 
 
 def head_nll(

@@ -10,8 +10,9 @@ With x̂ = x / max(‖x‖, 1e-12), s = 1/√N (without normalisation x̂ = x, s
     backward  u = s Wᵀ dz,  dα = Σ ⟨x̂, u⟩,  db = Σ dz,  dx = J α u,  J = (I − x̂ x̂ᵀ) / ‖x‖
     forward   ż = s W (α J ẋ + α̇ x̂) + ḃ
 
-No dense matrix appears; what a reduction derives needs no array of [B, C] either, except ḃ in
-forward mode. `head` and the transform can be differentiated any number of times, reductions once.
+No dense matrix appears; what a reduction derives needs no array of [B, C] either, except in forward
+mode ḃ and the statistics. `head` and the transform can be differentiated any number of times,
+reductions once.
 """
 
 from __future__ import annotations
@@ -316,6 +317,8 @@ _BACKWARD_ROWS = (
     "ids_grad",
     "uniform_grad",
     "allowed",
+    "linear_grad",
+    "sigmoid_grad",
 )
 
 
@@ -364,24 +367,35 @@ class _Reduction:
         head: HeadArguments,
         ids: Tensor,
         allowed: Tensor | None,
-        logsumexp: Tensor,
+        logsumexp: Tensor | None,
     ) -> None:
         ctx.operators, ctx.geometry, ctx.normalize = operators, head.geometry, head.normalize
         saved = (head.x, head.alpha, head.bias, head.base, head.signs, ids, logsumexp, allowed)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
-    def _backward(self, softmax: Tensor, at_ids: Tensor, uniform: Tensor | None) -> Any:
-        grads = (None if g is None else g.contiguous() for g in (softmax, at_ids, uniform))
-        return ReductionBackward.apply(
-            self.operators, *self.head, self.ids, self.logsumexp, *grads, self.allowed
-        )
+    def _backward(
+        self,
+        softmax: Tensor | None,
+        at_ids: Tensor,
+        uniform: Tensor | None = None,
+        linear: Tensor | None = None,
+        sigmoid: Tensor | None = None,
+        *,
+        left_out: bool = False,
+    ) -> Any:
+        grads = [None if g is None else g.contiguous() for g in (softmax, at_ids, uniform)]
+        others = [None if g is None else g.contiguous() for g in (linear, sigmoid)]
+        head = (self.operators, *self.head, self.ids, self.logsumexp)
+        return ReductionBackward.apply(*head, *grads, self.allowed, *others, left_out)
 
     def gradients(
-        self, softmax: Tensor, at_ids: Tensor, uniform: Tensor | None = None
+        self, softmax: Tensor | None, at_ids: Tensor, *others: Tensor | None, left_out: bool = False
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of x, α and the bias for dz_i = softmax p_i + Σ_{ids_m = i} at_ids_m + uniform."""
-        projected, dbias = self._backward(softmax, at_ids, uniform)
+        """Of x, α and the bias for dz_i = softmax p_i + Σ_{ids_m = i} at_ids_m + uniform + linear
+        z_i + sigmoid σ(z_i), the `others` in this order; with `left_out` only at_ids reaches the
+        ids."""
+        projected, dbias = self._backward(softmax, at_ids, *others, left_out=left_out)
         if under_transforms():
             dx, dalpha = self._inputs(self.head.x, projected)
         else:
@@ -428,14 +442,13 @@ class _Reduction:
         forward = LogProb.apply(self.operators, v, s, None, *book, False, inside, None)
         at_ids = forward[1]
         # ⟨p, W v⟩ = ⟨Wᵀ p, v⟩
+        assert self.logsumexp is not None
         one, none = torch.ones_like(self.logsumexp), torch.zeros_like(at_ids)
-        projected, _ = self._backward(one, none, None)
+        projected, _ = self._backward(one, none)
         lse = directions.scale * (projected * v).sum(-1)
         if dbias is not None:
             at_ids = at_ids + dbias[inside]
-            dtype = v.dtype if x.is_floating_point() else None
-            logits = Head.apply(self.operators, *self.head, _LOGITS, dtype)
-            p = (logits - self.logsumexp.unsqueeze(-1)).exp()
+            p = (self.logits() - self.logsumexp.unsqueeze(-1)).exp()
             lse = lse + (p if self.allowed is None else p * self._allowed()) @ dbias
         if self.allowed is not None:
             rows = x.shape[:-1]
@@ -450,6 +463,25 @@ class _Reduction:
             if dbias is not None:
                 average = average + dbias.mean()
         return at_ids, lse, average
+
+    def logits(self) -> Tensor:
+        """[..., C], for what knows no way around them."""
+        dtype = accumulation(self.head.x.dtype) if self.head.x.is_floating_point() else None
+        result: Tensor = Head.apply(self.operators, *self.head, _LOGITS, dtype)
+        return result
+
+    def logits_tangent(
+        self, dx: Tensor | None, dalpha: Tensor | None, dbias: Tensor | None
+    ) -> Tensor:
+        """ż [..., C], 0 where it is forbidden."""
+        head = self.head
+        directions = _Directions(head.x, head.geometry, head.normalize)
+        v = directions.tangent(head.alpha, dx, dalpha)
+        book = (head.base, head.signs, head.geometry)
+        dz = _product(self.operators, v, directions.scale, *book)
+        if dbias is not None:
+            dz = dz + dbias
+        return dz if self.allowed is None else dz * self._allowed()
 
     def _allowed(self) -> Tensor:
         """1 for the classes that take part, else 0: [C] or [..., C]."""
@@ -534,6 +566,57 @@ class Nll(Function):
             loss = loss - ctx.smoothing * mean
         counts = reduction.ids != ctx.ignored
         return torch.where(counts, loss, 0), torch.where(counts, lse, 0)
+
+
+@_operator("head_statistics", "x", "ids", "allowed")
+class Statistics(Function):
+    """Logits at ids, and over the other classes log Σ exp(z), Σ z, Σ z², Σ log(1 + exp(z))."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        operators, head, (ids, which, allowed) = _split(inputs)
+        ctx.wanted = [bool(which >> i & 1) for i in range(4)]
+        logsumexp = output[1] if ctx.wanted[0] else None
+        _Reduction.save(ctx, operators, head, ids, allowed, logsumexp)
+        sums = zip(output[1:], ctx.wanted, strict=True)
+        ctx.mark_non_differentiable(*[each for each, wanted in sums if not wanted])
+
+    @staticmethod
+    def backward(ctx: Any, dlogits: Tensor, *dsums: Tensor) -> Gradients:
+        sums = zip(dsums, ctx.wanted, strict=True)
+        dlse, dsum, dsquares, dsoftplus = (each if wanted else None for each, wanted in sums)
+        linear = None if dsquares is None else 2 * dsquares
+        found = _Reduction(ctx).gradients(dlse, dlogits, dsum, linear, dsoftplus, left_out=True)
+        return _gradients(ctx, *found)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> tuple[Tensor | None, ...]:
+        reduction = _Reduction(ctx)
+        z, dz = reduction.logits(), reduction.logits_tangent(*tangents[:3])
+        ids = reduction.ids.reshape(*z.shape[:-1], -1)
+        at_ids = dz.gather(-1, ids).reshape(reduction.ids.shape)
+        others = dz.scatter(-1, ids, 0)
+
+        def p() -> Any:
+            assert reduction.logsumexp is not None
+            # Of the ids, which do not count, it might be infinite.
+            return (z - reduction.logsumexp.unsqueeze(-1)).clamp_max(0).exp()
+
+        slopes: tuple[Callable[[], Any], ...] = (p, lambda: 1, lambda: 2 * z, z.sigmoid)
+        return at_ids, *(
+            (slope() * others).sum(-1) if wanted else None
+            for slope, wanted in zip(slopes, ctx.wanted, strict=True)
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        places = (place + 1 for place in _places("head_statistics", "x", "ids", "allowed"))
+        found, _ = _vmap(Statistics.apply, tuple(places), info, in_dims, arguments)
+        _, _, (_, which, _) = _split(arguments)
+        # What was not asked for is empty, with the mapped dimension or without.
+        wanted = (True, *(which >> i & 1 for i in range(4)))
+        found = tuple(v if keep else v.flatten() for v, keep in zip(found, wanted, strict=True))
+        return found, tuple(0 if keep else None for keep in wanted)
 
 
 # Operators without a derivative → tensors whose leading dimensions are rows.

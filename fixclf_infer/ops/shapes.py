@@ -88,6 +88,16 @@ def check_codebook(
     return book
 
 
+def check_which(which: int) -> None:
+    _check(
+        0 <= which <= 15,
+        lambda: (
+            f"which is {which}, expected the sum of some of 1 (logsumexp), 2 (sum), 4 (squares) "
+            "and 8 (softplus)"
+        ),
+    )
+
+
 class Rows:
     """Features, a number of classes, and the checks of what operators take beside them."""
 
@@ -288,15 +298,27 @@ def _(
     return head.empty(), head.empty()
 
 
+@_shapes_of("head_statistics")
+def _(head: Head, ids: Tensor, which: int, allowed: Tensor | None = None) -> tuple[Tensor, ...]:
+    head.check_allowed(allowed)
+    head.check_ids(ids, "ids")
+    check_which(which)
+    logits = head.x.new_empty(ids.shape, dtype=head.exact)
+    return logits, *(head.empty() if which >> i & 1 else logits.new_empty(0) for i in range(4))
+
+
 @_shapes_of("head_reduction_backward")
 def _(
     head: Head,
     ids: Tensor,
-    logsumexp: Tensor,
-    softmax_grad: Tensor,
+    logsumexp: Tensor | None,
+    softmax_grad: Tensor | None,
     ids_grad: Tensor,
     uniform_grad: Tensor | None = None,
     allowed: Tensor | None = None,
+    linear_grad: Tensor | None = None,
+    sigmoid_grad: Tensor | None = None,
+    others: bool = False,
 ) -> tuple[Tensor, Tensor]:
     head.check_allowed(allowed)
     head.check_ids(ids, "ids")

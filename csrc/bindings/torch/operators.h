@@ -354,6 +354,7 @@ struct Operators {
   using Head = HeadCall<Device>;
   using Two = std::tuple<Tensor, Tensor>;
   using Three = std::tuple<Tensor, Tensor, Tensor>;
+  using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
   // Calls visit(name, schema without the name, kernel) for each operator.
   template <class Visit>
@@ -374,9 +375,13 @@ struct Operators {
     head("head_nll",
          "Tensor target, int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor)",
          boxed<nll>);
+    head("head_statistics",
+         "Tensor ids, int which, Tensor? allowed=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+         boxed<statistics>);
     head("head_reduction_backward",
-         "Tensor ids, Tensor logsumexp, Tensor softmax_grad, Tensor ids_grad, "
-         "Tensor? uniform_grad=None, Tensor? allowed=None) -> (Tensor, Tensor)",
+         "Tensor ids, Tensor? logsumexp, Tensor? softmax_grad, Tensor ids_grad, "
+         "Tensor? uniform_grad=None, Tensor? allowed=None, Tensor? linear_grad=None, "
+         "Tensor? sigmoid_grad=None, bool others=False) -> (Tensor, Tensor)",
          boxed<reduction_backward>);
     visit("project_adjoint", "(Tensor g, Tensor? base, Tensor? signs, int[] geometry) -> Tensor",
           TORCH_BOX(&project_adjoint));
@@ -457,17 +462,48 @@ struct Operators {
     return {loss, logsumexp};
   }
 
-  static Two reduction_backward(Head& head, Tensor ids, Tensor logsumexp, Tensor softmax_grad,
-                                Tensor ids_grad, std::optional<Tensor> uniform_grad, Bits allowed) {
+  // A sum that `which` does not ask for is an empty tensor.
+  static Five statistics(Head& head, Tensor ids, int64_t which, Bits allowed) {
     head.set_allowed(allowed);
     head.set_ids(ids, "ids", false);
-    if (allowed && uniform_grad) fail("uniform_grad is given, expected none with allowed");
+    if (which < 0 || which > 15)
+      fail("which is " + std::to_string(which) +
+           ", expected the sum of some of 1 (logsumexp), 2 (sum), 4 (squares) and 8 (softplus)");
+    Tensor logits = head.exact(head.id_columns());
+    head.p.logits = logits.mutable_data_ptr();
+    const auto sum = [&](int bit, void** to) {
+      if ((which >> bit & 1) == 0) return torch::stable::new_empty(logits, {0});
+      Tensor values = head.exact();
+      *to = values.mutable_data_ptr();
+      return values;
+    };
+    Five results{logits, sum(0, &head.p.logsumexp), sum(1, &head.p.sum), sum(2, &head.p.squares),
+                 sum(3, &head.p.softplus)};
+    head.run(fixclf::Epilogue::kStatistics);
+    return results;
+  }
+
+  // The gradients of core/problem.h.
+  static Two reduction_backward(Head& head, Tensor ids, std::optional<Tensor> logsumexp,
+                                std::optional<Tensor> softmax_grad, Tensor ids_grad,
+                                std::optional<Tensor> uniform_grad, Bits allowed,
+                                std::optional<Tensor> linear_grad,
+                                std::optional<Tensor> sigmoid_grad, bool others) {
+    const auto of_rows = [&](const std::optional<Tensor>& tensor, const char* name) {
+      return tensor ? head.values(*tensor, name) : nullptr;
+    };
+    head.set_allowed(allowed);
+    head.set_ids(ids, "ids", false);
+    if (softmax_grad && !logsumexp) fail("logsumexp is not given, but softmax_grad is");
     head.p.epilogue = fixclf::Epilogue::kLogProb;
-    head.p.logsumexp = const_cast<void*>(head.values(logsumexp, "logsumexp"));
+    head.p.logsumexp = const_cast<void*>(of_rows(logsumexp, "logsumexp"));
     fixclf::ReductionBackwardProblem whole{};
-    whole.softmax_grad = head.values(softmax_grad, "softmax_grad");
+    whole.softmax_grad = of_rows(softmax_grad, "softmax_grad");
     whole.ids_grad = head.values(ids_grad, "ids_grad", head.p.ids_per_row);
-    if (uniform_grad) whole.uniform_grad = head.values(*uniform_grad, "uniform_grad");
+    whole.uniform_grad = of_rows(uniform_grad, "uniform_grad");
+    whole.linear_grad = of_rows(linear_grad, "linear_grad");
+    whole.sigmoid_grad = of_rows(sigmoid_grad, "sigmoid_grad");
+    whole.others = others;
     whole.head = head.p;
     Tensor projected = head.exact(head.p.codebook.features);
     whole.projected = output(projected);

@@ -19,15 +19,8 @@ struct LogProbEpilogue : Reduction<Real, LogSumExp<Real>> {
 
   __device__ void add(const Logits<Real>& logits) {
     this->state.add(logits, logits.top());
-    for (int64_t j = 0; j < this->a.p.ids_per_row; ++j) {
-      const int64_t steps = ids()[j] - logits.first;
-      if (steps < 0 || steps >> logits.shift >= kItem) continue;
-      if ((steps & ((1 << logits.shift) - 1)) != 0) continue;
-#pragma unroll
-      for (int e = 0; e < kItem; ++e)
-        if (steps >> logits.shift == e && (logits.live >> e & 1) != 0)
-          logits_out()[j] = logits.z[e];
-    }
+    elements_at(logits, ids(), this->a.p.ids_per_row,
+                [&](int64_t j, Real z) { logits_out()[j] = z; });
   }
   __device__ void finish(const LogSumExp<Real>& total, bool valid, bool active) {
     this->group.sync();  // other threads' logits

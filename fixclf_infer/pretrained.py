@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .codebooks import from_identity
@@ -28,23 +28,25 @@ METHOD = "fixclf"
 
 
 @register_quantization_config(METHOD)
-class FixedHeadConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class FixedHeadConfig(QuantizationConfigMixin):
     """What `config.json` says: the head's path, its codebook's identity, what it learns."""
 
     def __init__(
         self, name: str, codebook: dict[str, Any], bias: bool, learn_alpha: bool, **_: Any
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # theirs are an enumeration
         self.name, self.codebook = name, codebook
         self.bias, self.learn_alpha = bias, learn_alpha
 
 
 @register_quantizer(METHOD)
-class FixedHeadLoader(HfQuantizer):  # type: ignore[misc]
+class FixedHeadLoader(HfQuantizer):
     """Puts the fixed head into the model before its weights are loaded."""
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
-        record, book = self.quantization_config, self.quantization_config.codebook
+        record = self.quantization_config
+        assert isinstance(record, FixedHeadConfig)
+        book = record.codebook
         classes = sizes(model.get_submodule(record.name))[1]
         if classes != book["num_classes"]:
             raise ValueError(
@@ -61,7 +63,7 @@ class FixedHeadLoader(HfQuantizer):  # type: ignore[misc]
 
     def postprocess_model(self, model: Any, **_: Any) -> None:
         """Leaves a model that differs by its head alone."""
-        self.remove_quantization_config(model)
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         model.config.quantization_config = self.quantization_config.to_dict()
 
     def is_serializable(self, *_: Any) -> bool:
@@ -85,11 +87,7 @@ def candidates(model: Any, layers: dict[str, nn.Module]) -> list[str]:
     outside of the base model, if any is."""
     output = _output_embeddings(model)
     widths = {model.config.num_labels, getattr(model.config, "vocab_size", None)}
-    wide = [
-        path
-        for path, layer in layers.items()
-        if layer is output or sizes(layer)[1] in widths
-    ]
+    wide = [path for path, layer in layers.items() if layer is output or sizes(layer)[1] in widths]
     body = f"{model.base_model_prefix}." if model.base_model_prefix else "."
     return [path for path in wide if not path.startswith(body)] or wide
 

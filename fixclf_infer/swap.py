@@ -25,7 +25,9 @@ class Replacement:
 
     path: str  # where in the model
     head: FixedClassifier  # the new head
-    old_head: nn.Module = field(repr=False)  # as it was, for distillation; drop it to free its memory
+    old_head: nn.Module = field(
+        repr=False
+    )  # as it was, for distillation; drop it to free its memory
     old_parameters: int  # those that left the model: a weight tied to another module stays
     new_parameters: int
     model_parameters: int  # of the model before
@@ -59,13 +61,14 @@ def replace_head(
     bias: bool | None = None,
     **options: Any,
 ) -> Replacement:
-    """Replaces, in place, the last dense layer of model by a `FixedClassifier` (a 1×1 convolution by
-    a `FixedClassifier2d`) of the same dtype, device and training mode.
+    """Replaces, in place, the last dense layer of model by a `FixedClassifier` (a 1×1 convolution
+    by a `FixedClassifier2d`) of the same dtype, device and training mode.
 
-    Where the head is: timm's `get_classifier()`; torchvision's `fc`, `classifier`, `heads` or `head`;
-    in transformers the layer outside of the base model that is as wide as `config.num_labels`, or
-    the output embeddings; in any other module, and where these hold several layers, the last one,
-    if no other reads the same features. A module that only wraps one of these is looked into.
+    Where the head is: timm's `get_classifier()`; torchvision's `fc`, `classifier`, `heads` or
+    `head`; in transformers the layer outside of the base model that is as wide as
+    `config.num_labels`, or the output embeddings; in any other module, and where these hold several
+    layers, the last one, if no other reads the same features. A module that only wraps one of these
+    is looked into.
 
     What counts classes follows: `num_classes` and `num_labels` of the modules around the head, and
     transformers' `config.num_labels`, `id2label` and `label2id`. `save_pretrained` writes what
@@ -154,15 +157,15 @@ def _find(model: nn.Module) -> _Place:
         layers = _of_library(owner)
         if layers is not None:
             break
-        learned = [(n, m) for n, m in owner.named_children() if _count(m)]
-        alone = len(learned) == 1 and not any(True for _ in owner.parameters(recurse=False))
+        learned = [(n, m) for n, m in owner.named_children() if any(True for _ in m.parameters())]
+        alone = len(learned) == 1 and not _own(owner)
         if not alone or _is_layer(learned[0][1]):
             layers = _last(owner)
             break
         prefix, owner = f"{prefix}{learned[0][0]}.", learned[0][1]
-    kind = type(owner).__name__
+    kind = type(model).__name__
     if not layers:
-        some = _listed(prefix, owner, list(_layers(owner)))
+        some = _listed("", model, list(_layers(model)))
         raise ValueError(
             f"{kind} has no head that replace_head can tell: expected a last layer that is an "
             f"nn.Linear or a 1×1 nn.Conv2d; name= can say which one it is, of {some}"
@@ -196,8 +199,9 @@ def _of_library(model: nn.Module) -> list[str] | None:
         from . import pretrained
 
         return pretrained.candidates(model, _layers(model))
-    if callable(getattr(model, "get_classifier", None)):
-        given = model.get_classifier()
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        given = get_classifier()
         heads = {id(m) for m in (given if isinstance(given, tuple | list) else (given,))}
         roots = [path for path, m in model.named_modules() if id(m) in heads]
     elif type(model).__module__.startswith("torchvision.models."):
@@ -209,7 +213,7 @@ def _of_library(model: nn.Module) -> list[str] | None:
 
 def _last(model: nn.Module) -> list[str]:
     """All layers like the last one, of a model that ends with it, as far as one can see."""
-    learned = [(path, m) for path, m in model.named_modules() if any(_own(m))]
+    learned = [(path, m) for path, m in model.named_modules() if _own(m)]
     if not learned or not _is_layer(learned[-1][1]):
         return []
     convolution = _is_convolution(learned[-1][1])
@@ -240,7 +244,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it can be replaced. Attention uses the weight of its last layer without calling it."""
+    """Whether it can be replaced. Attention reads the weight of its last layer, not the layer."""
     if isinstance(module, nn.Conv2d):
         plain = module.kernel_size == module.stride == (1, 1) and module.groups == 1
         return plain and module.padding in ((0, 0), "valid", "same")
@@ -298,14 +302,16 @@ def _check_ready(model: nn.Module, path: str) -> None:
     for parameter in layer.parameters():
         if is_lazy(parameter):
             raise ValueError(
-                f"{path} is {type(layer).__name__}, whose sizes are not known before its first batch"
+                f"{path} is {type(layer).__name__}, whose sizes are not known before a first batch"
             )
         if hasattr(parameter, "device_mesh"):
-            raise ValueError(f"{path} is sharded: replace the head before fully_shard takes the model")
+            raise ValueError(
+                f"{path} is sharded: replace the head before fully_shard takes the model"
+            )
         if not parameter.is_floating_point():
             raise ValueError(
-                f"{path} has {parameter.dtype} parameters, expected floating point: replace the head "
-                "before the model is quantised"
+                f"{path} has {parameter.dtype} parameters, expected floating point: replace the "
+                "head before the model is quantised"
             )
     for module in _around(model, path):
         if isinstance(

@@ -30,10 +30,10 @@ class FixedClassifier2d(FixedClassifier):
     The channels of a position are its features, and are normalised there. Arguments, state and
     codebooks are those of `FixedClassifier`.
 
-    Shape: x [B, N, H, W] → logits [B, C, H, W] of the dtype of x, or [N, H, W] → [C, H, W]; ValueError
-    for other numbers of dimensions. Logits are in the channels_last memory format, and feature maps
-    in it are not copied. In every other method, too, channels come before height and width, and
-    what has one value a position is [B, H, W].
+    Shape: x [B, N, H, W] → logits [B, C, H, W] of the dtype of x, or [N, H, W] → [C, H, W];
+    ValueError for other numbers of dimensions. Logits are in the channels_last memory format, and
+    feature maps in it are not copied. In every other method, too, channels come before height and
+    width, and what has one value a position is [B, H, W].
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: `replace_head` on named architectures, and what was checked of each.
+"""Writes docs/architectures.md: `replace_head` on named architectures, with checks of each.
 
     python tools/architectures.py              # all of them, about a quarter of an hour
     python tools/architectures.py bert vit     # prints the rows whose names have one of these
@@ -146,7 +146,7 @@ ARCHITECTURES = (
     _timm("densenet121"),
     _timm("vit_tiny_patch16_224", img_size=64),
     _timm("deit_small_patch16_224", img_size=64),
-    _timm("eva02_tiny_patch14_224", size=56, img_size=56),
+    _timm("eva02_tiny_patch14_224", size=56, img_size=56, num_classes=1000),
     _timm("swin_tiny_patch4_window7_224", img_size=224, size=224),
     _timm("mixer_s16_224", size=224),
     _timm("xcit_nano_12_p16_224"),
@@ -177,7 +177,16 @@ ARCHITECTURES = (
         "DistilBertForSequenceClassification", "DistilBertConfig", _tokens(), num_labels=150
     ),
     _transformers("ElectraForSequenceClassification", "ElectraConfig", _tokens(), num_labels=150),
-    _transformers("AlbertForSequenceClassification", "AlbertConfig", _tokens(), num_labels=150),
+    _transformers(
+        "AlbertForSequenceClassification",
+        "AlbertConfig",
+        _tokens(),
+        " (base)",
+        num_labels=150,
+        hidden_size=768,
+        num_attention_heads=12,
+        intermediate_size=3072,
+    ),
     _transformers(
         "BartForSequenceClassification", "BartConfig", _tokens(), " (base)", num_labels=150, **_BART
     ),

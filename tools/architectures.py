@@ -1,7 +1,7 @@
 """Writes docs/architectures.md: `replace_head` on named architectures, with checks of each.
 
     python tools/architectures.py              # all of them, about a quarter of an hour
-    python tools/architectures.py bert vit     # prints the rows whose names have one of these
+    python tools/architectures.py bert vit     # the rows whose names have one of these words
 
 Weights are random, images as small as an architecture takes them; heads have their usual sizes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,13 @@ def _timm(name: str, size: int = 64, **options: Any) -> Architecture:
     return Architecture("timm", name, make, _images("x", size))
 
 
-def _torchvision(name: str, size: int = 64, argument: str = "x", **options: Any) -> Architecture:
+def _torchvision(name: str, size: int = 64, **options: Any) -> Architecture:
     def make() -> nn.Module:
         from torchvision.models import get_model
 
         return get_model(name, weights=None, **options)
 
-    return Architecture("torchvision", name, make, _images(argument, size))
+    return Architecture("torchvision", name, make, _images("x", size))
 
 
 def _transformers(
@@ -168,7 +168,7 @@ ARCHITECTURES = (
     _torchvision("vit_b_16", image_size=64),
     _torchvision("swin_t"),
     _torchvision("maxvit_t", size=224),
-    _torchvision("fcn_resnet50", argument="input", weights_backbone=None),
+    _torchvision("fcn_resnet50", weights_backbone=None),
     _transformers("BertForSequenceClassification", "BertConfig", _tokens(), num_labels=150),
     _transformers("BertForTokenClassification", "BertConfig", _tokens(), num_labels=150),
     _transformers("BertForMaskedLM", "BertConfig", _tokens()),
@@ -333,35 +333,38 @@ def row(architecture: Architecture) -> dict[str, str]:
     return result
 
 
-def read() -> list[dict[str, str]]:
-    """The rows of the table that was written."""
+def read() -> dict[tuple[str, str], dict[str, str]]:
+    """The rows of the table that was written, by library and architecture."""
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(cells[0], each, strict=True)) for each in cells[2:]]
+    rows = [dict(zip(cells[0], each, strict=True)) for each in cells[2:]]
+    return {(row["library"], row["architecture"]): row for row in rows}
 
 
-def selected(words: list[str]) -> Iterator[Architecture]:
-    for architecture in ARCHITECTURES:
-        name = architecture.name.lower()
-        if not words or any(word.lower() in name for word in words):
-            yield architecture
-
-
-def main(words: list[str]) -> None:
-    warnings.simplefilter("ignore")
-    rows = []
-    for architecture in selected(words):
-        rows.append(row(architecture))
-        print(" | ".join(rows[-1].values()), flush=True)
-    if words:
-        return
+def write(rows: dict[tuple[str, str], dict[str, str]]) -> None:
+    """In the order of ARCHITECTURES, without those that are no longer there."""
     import timm
     import torchvision
     import transformers
 
     versions = {m.__name__: m.__version__ for m in (timm, torchvision, transformers)}
     versions["torchvision"] = versions["torchvision"].partition("+")[0]
-    TABLE.write_text(HEADER.format(count=len(rows), **versions) + tables.markdown(rows))
+    keys = [(a.library, a.name) for a in ARCHITECTURES]
+    known = [rows[key] for key in keys if key in rows]
+    TABLE.write_text(HEADER.format(count=len(known), **versions) + tables.markdown(known))
+
+
+def main(words: list[str]) -> None:
+    warnings.simplefilter("ignore")
+    rows = read() if TABLE.exists() else {}
+    for architecture in ARCHITECTURES:
+        name = architecture.name.lower()
+        if words and not any(word.lower() in name for word in words):
+            continue
+        new = row(architecture)
+        print(" | ".join(new.values()), flush=True)
+        rows[architecture.library, architecture.name] = new
+        write(rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,7 +299,7 @@ def test_transformers(case: str, tmp_path: Path) -> None:
     other, told = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
     assert_same(other.state_dict(), model.state_dict())
-    assert not any(name.endswith("alpha") for name, _ in other.named_parameters())
+    assert not any("alpha" in name for name, _ in other.named_parameters())
     assert torch.equal(other.get_submodule(path)(x), z)
     # A plain model: it casts (a quantised one refuses), trains and is saved again.
     other.half().float()
@@ -424,6 +426,34 @@ def test_what_is_kept(place: str, dtype: torch.dtype, training: bool, bias: bool
         assert (replace_head(model, bias=not bias).head.bias is not None) != bias
         if place == "cpu":
             assert head.alpha.item() == 3.0
+
+
+def test_loaded_where_nothing_else_was_imported(tmp_path: Path) -> None:
+    model = PRETRAINED["bert"][0]()
+    randomised(replace_head(model).head)
+    model.save_pretrained(tmp_path)
+    torch.save(model(**with_ids()).logits, tmp_path / "logits.pt")
+    code = f"""
+import sys, torch
+from bench import torchvision_on_cpu
+import fixclf_infer.pretrained
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
+ids = torch.tensor({with_ids()["input_ids"].tolist()})
+assert torch.equal(model(input_ids=ids).logits, torch.load({str(tmp_path / "logits.pt")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_script_of_the_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    script = text.split("```python\n")[1].split("```")[0]
+    printed = text.split("```\n")[2].splitlines()
+    exec(compile(script, "docs/training.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == printed[0]
+    assert float(second.removeprefix("tensor(").removesuffix(")")) > 0.85
 
 
 # What it refuses.

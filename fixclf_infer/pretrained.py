@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .codebooks import from_identity
 from .nn import FixedClassifier
-from .swap import replace_head, sizes
+from .swap import is_layer, replace_head, sizes
 
 METHOD = "fixclf"
 
@@ -41,12 +41,17 @@ class FixedHeadConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class FixedHeadLoader(HfQuantizer):
-    """Puts the fixed head into the model before its weights are loaded."""
+    """Puts the fixed head into the model before its weights are loaded. A model that has no such
+    layer, as a base model has none, is loaded as it is."""
+
+    replaced = False
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         record = self.quantization_config
         assert isinstance(record, FixedHeadConfig)
         book = record.codebook
+        if not is_layer(dict(model.named_modules()).get(record.name)):
+            return
         classes = sizes(model.get_submodule(record.name))[1]
         if classes != book["num_classes"]:
             raise ValueError(
@@ -60,11 +65,13 @@ class FixedHeadLoader(HfQuantizer):
             bias=record.bias,
             learn_alpha=record.learn_alpha,
         )
+        self.replaced = True
 
     def postprocess_model(self, model: Any, **_: Any) -> None:
         """Leaves a model that differs by its head alone."""
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        model.config.quantization_config = self.quantization_config.to_dict()
+        if self.replaced:
+            model.config.quantization_config = self.quantization_config.to_dict()
 
     def is_serializable(self, *_: Any) -> bool:
         return True

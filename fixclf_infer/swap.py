@@ -159,7 +159,7 @@ def _find(model: nn.Module) -> _Place:
             break
         learned = [(n, m) for n, m in owner.named_children() if any(True for _ in m.parameters())]
         alone = len(learned) == 1 and not _own(owner)
-        if not alone or _is_layer(learned[0][1]):
+        if not alone or is_layer(learned[0][1]):
             layers = _last(owner)
             break
         prefix, owner = f"{prefix}{learned[0][0]}.", learned[0][1]
@@ -180,7 +180,7 @@ def _find(model: nn.Module) -> _Place:
 
 def _named(model: nn.Module, name: str) -> _Place:
     modules = dict(model.named_modules(remove_duplicate=False))
-    if name not in modules or not _is_layer(modules[name]):
+    if name not in modules or not is_layer(modules[name]):
         what = "no module" if name not in modules else f"{type(modules[name]).__name__}"
         some = _listed("", model, list(_layers(model)))
         raise ValueError(
@@ -214,7 +214,7 @@ def _of_library(model: nn.Module) -> list[str] | None:
 def _last(model: nn.Module) -> list[str]:
     """All layers like the last one, of a model that ends with it, as far as one can see."""
     learned = [(path, m) for path, m in model.named_modules() if _own(m)]
-    if not learned or not _is_layer(learned[-1][1]):
+    if not learned or not is_layer(learned[-1][1]):
         return []
     convolution = _is_convolution(learned[-1][1])
     return [path for path, m in _layers(model).items() if _is_convolution(m) == convolution]
@@ -223,7 +223,10 @@ def _last(model: nn.Module) -> list[str]:
 def _rival(model: nn.Module, path: str, last: str, layers: list[str]) -> bool:
     """Whether `path` may be a second head: neither before the last layer, nor inside a body."""
     parts, others = path.split("."), last.split(".")
-    common = next(i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b)
+    pairs = enumerate(zip(parts, others, strict=False))
+    common = next((i for i, (a, b) in pairs if a != b), None)
+    if common is None:  # one holds the other
+        return False
     if isinstance(model.get_submodule(".".join(parts[:common])), nn.Sequential):
         return False
     branch = ".".join(parts[: common + 1])
@@ -243,7 +246,7 @@ def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | FixedClassifier2d)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module | None) -> bool:
     """Whether it can be replaced. Attention reads the weight of its last layer, not the layer."""
     if isinstance(module, nn.Conv2d):
         plain = module.kernel_size == module.stride == (1, 1) and module.groups == 1
@@ -255,7 +258,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {path: m for path, m in model.named_modules() if path and _is_layer(m)}
+    return {path: m for path, m in model.named_modules() if path and is_layer(m)}
 
 
 def _within(path: str, root: str) -> bool:

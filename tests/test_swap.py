@@ -428,6 +428,15 @@ def test_what_is_kept(place: str, dtype: torch.dtype, training: bool, bias: bool
             assert head.alpha.item() == 3.0
 
 
+def test_a_base_model_is_loaded_without_the_head(tmp_path: Path) -> None:
+    model = PRETRAINED["bert"][0]()
+    replace_head(model)
+    model.save_pretrained(tmp_path)
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    assert_same(base.state_dict(), model.bert.state_dict())
+    assert not hasattr(base.config, "quantization_config")
+
+
 def test_loaded_where_nothing_else_was_imported(tmp_path: Path) -> None:
     model = PRETRAINED["bert"][0]()
     randomised(replace_head(model).head)

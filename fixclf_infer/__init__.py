@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import analysis, codebooks, edge, interop, nn, onnx, ops, reference
     from .backends import use_backend
     from .codebooks import Codebook, codebook
+    from .swap import replace_head
     from .transform import hadamard_transform
 
 __version__ = "0.1.0"  # the one place: docs/releasing.md
@@ -33,6 +34,7 @@ _LAZY = {
     "onnx": None,
     "ops": None,
     "reference": None,
+    "replace_head": "swap",
     "use_backend": "backends",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "onnx",
     "ops",
     "reference",
+    "replace_head",
     "use_backend",
 ]
 

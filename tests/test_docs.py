@@ -28,6 +28,7 @@ MODULES = (
     "fixclf_infer.edge",
     "fixclf_infer.interop",
     "fixclf_infer.nn",
+    "fixclf_infer.nn.objectives",
     "fixclf_infer.onnx",
     "fixclf_infer.ops",
     "fixclf_infer.reference",
@@ -48,11 +49,11 @@ EXAMPLE = re.compile(
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Its names that are no modules: those of `__all__`, or the functions that it defines."""
+    """Its names that are no modules: those of `__all__`, or what it defines."""
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+        if name[0] != "_" and getattr(value, "__module__", None) == module.__name__
     ]
     values = {name: getattr(module, name) for name in names}
     return {name: value for name, value in values.items() if not inspect.ismodule(value)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -172,14 +173,15 @@ def test_the_examples_run(
     why it can't, and `run first` has what the reader is assumed to have."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace: dict[str, object] = {"__name__": "example"}
+    module = ModuleType("example")  # where dataclasses look for the names in annotations
+    monkeypatch.setitem(sys.modules, "example", module)
     printed: list[str] = []
     said: list[str | None] = []
     for block in examples(name):
         if block["skip"]:
             continue
         code = code_of(block)
-        exec(compile(code, name, "exec"), namespace)
+        exec(compile(code, name, "exec"), vars(module))
         printed += capsys.readouterr().out.splitlines()
         for line in code.splitlines():
             if line.startswith("print("):

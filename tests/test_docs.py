@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,7 @@ MODULES = (
     "fixclf_infer.edge",
     "fixclf_infer.interop",
     "fixclf_infer.nn",
+    "fixclf_infer.nn.objectives",
     "fixclf_infer.onnx",
     "fixclf_infer.ops",
     "fixclf_infer.reference",
@@ -48,11 +50,11 @@ EXAMPLE = re.compile(
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Its names that are no modules: those of `__all__`, or the functions that it defines."""
+    """Its names that are no modules: those of `__all__`, or what it defines."""
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+        if name[0] != "_" and getattr(value, "__module__", None) == module.__name__
     ]
     values = {name: getattr(module, name) for name in names}
     return {name: value for name, value in values.items() if not inspect.ismodule(value)}
@@ -171,14 +173,15 @@ def test_the_examples_run(
     why it can't, and `run first` has what the reader is assumed to have."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace: dict[str, object] = {"__name__": "example"}
+    module = ModuleType("example")  # where dataclasses look for the names in annotations
+    monkeypatch.setitem(sys.modules, "example", module)
     printed: list[str] = []
     said: list[str | None] = []
     for block in examples(name):
         if block["skip"]:
             continue
         code = code_of(block)
-        exec(compile(code, name, "exec"), namespace)
+        exec(compile(code, name, "exec"), vars(module))
         printed += capsys.readouterr().out.splitlines()
         for line in code.splitlines():
             if line.startswith("print("):

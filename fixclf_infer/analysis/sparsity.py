@@ -22,6 +22,10 @@ class Sparsity:
         self._active: Tensor | None = None  # rows in which a unit is not 0
 
     def update(self, activations: Tensor) -> None:
+        """Counts activations [rows, …].
+
+        Raises ValueError for fewer than two dimensions, or another number of units than before.
+        """
         if activations.dim() < 2:
             raise ValueError(
                 f"activations has {activations.dim()} dimension(s), expected [rows, …]"
@@ -36,12 +40,14 @@ class Sparsity:
 
     @property
     def zeros(self) -> float:
+        """The fraction of activations that are 0."""
         if self._active is None or self.rows == 0:
             return float("nan")
         return 1 - float(self._active.double().mean()) / self.rows
 
     @property
     def dead(self) -> float:
+        """The fraction of units that are 0 in every row."""
         if self._active is None or self.rows == 0:
             return float("nan")
         return float((self._active == 0).double().mean())

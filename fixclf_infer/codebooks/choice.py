@@ -31,6 +31,7 @@ FAMILIES: dict[str, Build] = {
     "hoffer": hoffer,
     "brevitas": brevitas,
 }
+"""Kind → the function that builds it."""
 
 
 def choose(

@@ -28,6 +28,7 @@ class Geometry(NamedTuple):
 
     @property
     def order(self) -> int:
+        """n = b · 2^k."""
         return self.base_order << self.log2
 
     @property
@@ -56,10 +57,12 @@ class KernelData:
 
     @property
     def order(self) -> int:
+        """n = b · 2^k."""
         return self.base_order << self.log2
 
     @property
     def blocks(self) -> int:
+        """How many blocks B_j there are, negations not counted."""
         return 1 if self.signs is None else len(self.signs)
 
     @property

@@ -201,6 +201,7 @@ class Targets:
         alpha: Tensor | float,
         bias: Tensor | None,
     ) -> Tensor:
+        """The objective at these targets, reduced; `statistics` gives the sums of ids."""
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
         rows = self.counts.any(-1)

@@ -370,14 +370,17 @@ PYBIND11_MODULE(_native, m) {
       "Run this instruction set from now on; for tests and benchmarks.");
   m.def("compiled_isas", &fixclf::cpu::compiled_isas);
   m.def("supported_isas", &fixclf::cpu::supported_isas);
-  m.def("num_threads", &fixclf::cpu::num_threads);
-  m.def("set_num_threads", [](int threads) {
-    if (threads < 0 || threads > fixclf::cpu::kMaxThreads)
-      throw py::value_error("threads is " + std::to_string(threads) +
-                            ", expected 0 (all cores) to " +
-                            std::to_string(fixclf::cpu::kMaxThreads));
-    fixclf::cpu::set_num_threads(threads);
-  });
+  m.def("num_threads", &fixclf::cpu::num_threads, "Threads of the kernels, in this process.");
+  m.def(
+      "set_num_threads",
+      [](int threads) {
+        if (threads < 0 || threads > fixclf::cpu::kMaxThreads)
+          throw py::value_error("threads is " + std::to_string(threads) +
+                                ", expected 0 (all cores) to " +
+                                std::to_string(fixclf::cpu::kMaxThreads));
+        fixclf::cpu::set_num_threads(threads);
+      },
+      "Sets num_threads; 0: as many as cores.");
   m.def(
       "check_codebook",
       [](const Geometry& geometry, std::pair<int64_t, int64_t> base,

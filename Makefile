@@ -13,7 +13,7 @@ PIP := pip install -qq --disable-pip-version-check
 CMAKE_ARGS := -DFIXCLF_ISAS=all -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
-  test-torch-matrix test-gpu bench-gpu gpu-report fuzz wheel test-wheel
+  test-torch-matrix test-gpu docs bench-gpu gpu-report fuzz wheel test-wheel
 
 install: $(VENV)/installed
 
@@ -42,7 +42,7 @@ demo: $(VENV)/demo
 	@python -m bench.demo
 
 # The C++ tests and the Python tests side by side: most of either runs on one core.
-test: lint
+test: lint docs
 	+$(MAKE) -j2 test-cpp test-python
 
 lint: install
@@ -50,6 +50,14 @@ lint: install
 	ruff format --check .
 	mypy
 	clang-format --dry-run --Werror $(CXX_FILES)
+
+# build/docs: the guides and the reference as one site; warnings are errors.
+$(VENV)/docs: $(VENV)/installed pyproject.toml
+	@$(PIP) $$(python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 format: install
 	ruff check --fix .

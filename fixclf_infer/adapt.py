@@ -46,8 +46,7 @@ def warm_up(
     learns what it can without the body: how frequent the classes are.
 
     α stays. Its own minimum is near 0, and may be below, as long as the body does not know the
-    codebook, and from there the body learns slowly (docs/training.md has the curves): alpha=True
-    is for a body that does.
+    codebook; fitting it, too, helped one task of docs/training.md and harmed the other.
 
     Args:
         model: calls `head` once for a batch. Its training mode, and what is not the head's, stay.

@@ -13,7 +13,7 @@ PIP := pip install -qq --disable-pip-version-check
 CMAKE_ARGS := -DFIXCLF_ISAS=all -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
-  test-torch-matrix test-gpu docs bench-gpu gpu-report fuzz wheel test-wheel
+  test-torch-matrix test-gpu docs architectures adapt bench-gpu gpu-report fuzz wheel test-wheel
 
 install: $(VENV)/installed
 
@@ -107,6 +107,13 @@ test-ort-matrix: install
 # The torch bindings in each torch that they claim, unpacked in build/ (about 2 GB each).
 test-torch-matrix: install
 	python tests/torch_matrix.py
+
+# The table and the curves of docs/architectures.md and docs/training.md, about 10 minutes each; the
+# second needs Debian's package dataset-fashion-mnist.
+architectures: install
+	python tools/architectures.py
+adapt: install
+	python examples/adapt.py
 
 # 10 000 damaged files for the readers of files.
 fuzz: install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +14,12 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 ROOT = Path(__file__).parents[1]
 PAGES = ("*.md", "*.csv", "*.png")
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
+
+
+def on_startup(**_: Any) -> None:
+    """`--quiet` drops warnings before `--strict` counts them; here it silences the rest alone."""
+    logger = logging.getLogger("mkdocs")
+    logger.setLevel(min(logger.level, logging.WARNING))
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -60,7 +60,7 @@ def twins(weight: Tensor, threshold: float = 0.999) -> Twins:
     """The census of rows of weight [C, N] that are nearly identical in direction.
 
     threshold: the least cosine of twins, in (0, 1]. A head whose bias or norms differ for such rows
-    still orders them the same for every input.
+        still orders them the same for every input.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")

@@ -44,7 +44,7 @@ def knn_predict(
     the gallery, the lowest on ties (as scikit-learn's KNeighborsClassifier).
 
     queries: [queries, N]; gallery: [rows, N]; labels: integers [rows]; metric: "cosine" or
-    "euclidean".
+        "euclidean".
     """
     q, g = checks.matrix("queries", queries), checks.matrix("gallery", gallery)
     ids = checks.labels("labels", labels, len(g)).to(g.device)

@@ -13,7 +13,7 @@ PIP := pip install -qq --disable-pip-version-check
 CMAKE_ARGS := -DFIXCLF_ISAS=all -DFIXCLF_CUDA=AUTO -DFIXCLF_ONNXRUNTIME=ON $(FIXCLF_CMAKE_ARGS)
 
 .PHONY: install demo test lint test-cpp test-python test-neon test-ort-matrix bench format clean \
-  test-torch-matrix test-gpu docs architectures adapt bench-gpu gpu-report fuzz wheel test-wheel
+  test-torch-matrix test-gpu docs lint-workflows architectures adapt bench-gpu gpu-report fuzz wheel test-wheel
 
 install: $(VENV)/installed
 
@@ -27,7 +27,7 @@ $(VENV)/tools: pyproject.toml
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	@echo "building fixclf_infer with everything for development (some minutes)"
-	@FIXCLF_CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) --no-build-isolation --editable .[dev]
+	@FIXCLF_CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) --no-build-isolation --editable .[dev,docs]
 	@touch $@ $(VENV)/demo
 
 # As much as the demo needs: this machine's CPU kernels for torch and NumPy.
@@ -45,19 +45,19 @@ demo: $(VENV)/demo
 test: lint docs
 	+$(MAKE) -j2 test-cpp test-python
 
-lint: install
+lint: lint-workflows
 	ruff check .
 	ruff format --check .
 	mypy
 	clang-format --dry-run --Werror $(CXX_FILES)
 
 # build/docs: the guides and the reference as one site; warnings are errors.
-$(VENV)/docs: $(VENV)/installed pyproject.toml
-	@$(PIP) $$(python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
-	@touch $@
-
-docs: $(VENV)/docs
+docs: install
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
+# GitHub's workflows; what is ignored says why beside it.
+lint-workflows: install
+	zizmor --offline --persona=pedantic --quiet .github
 
 format: install
 	ruff check --fix .

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import analysis, codebooks, edge, interop, nn, onnx, ops, reference
+    from . import adapt, analysis, codebooks, edge, interop, nn, onnx, ops, reference
     from .backends import use_backend
     from .codebooks import Codebook, codebook
     from .swap import replace_head
@@ -26,6 +26,7 @@ _LAZY = {
     "Codebook": "codebooks",
     "codebook": "codebooks",
     "hadamard_transform": "transform",
+    "adapt": None,
     "analysis": None,
     "codebooks": None,
     "edge": None,
@@ -41,6 +42,7 @@ _LAZY = {
 __all__ = [
     "Codebook",
     "__version__",
+    "adapt",
     "analysis",
     "codebook",
     "codebooks",

@@ -24,6 +24,7 @@ ROOT = TESTS.parent
 # Public modules; those in `fixclf_infer.__all__` must be among them.
 MODULES = (
     "fixclf_infer",
+    "fixclf_infer.adapt",
     "fixclf_infer.analysis",
     "fixclf_infer.codebooks",
     "fixclf_infer.edge",

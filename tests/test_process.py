@@ -60,17 +60,21 @@ def leaks() -> dict[str, Callable[[], object]]:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("name", leaks())
 def test_memory_is_flat(name: str) -> None:
-    """A leak of 48 bytes in each of 20 000 calls would be 960 kB."""
+    """A leak of 48 bytes in each of 20 000 calls would be 960 kB, each time; what other tests have
+    left to be collected moves the memory once."""
     call = leaks()[name]
     calls = 8_000 if name == "backward" else 20_000
     for _ in range(2_000):
         call()
-    gc.collect()
-    before = resident_bytes()
-    for _ in range(calls):
-        call()
-    gc.collect()
-    assert resident_bytes() - before < 24 * calls
+    growth = []
+    while not growth or (len(growth) < 3 and growth[-1] >= 24 * calls):
+        gc.collect()
+        before = resident_bytes()
+        for _ in range(calls):
+            call()
+        gc.collect()
+        growth.append(resident_bytes() - before)
+    assert growth[-1] < 24 * calls, growth
 
 
 def test_scratch_is_two_rows_a_thread() -> None:

@@ -123,6 +123,7 @@ fuzz: install
 bench: install
 	python -m bench.report
 	python -m bench.reductions
+	python -m bench.objectives
 	python -m bench.ort
 	python -m bench.edge
 

@@ -156,6 +156,7 @@ def run(rank: int, folder: str) -> None:
     except Exception as error:
         results["checkpoint"] = repr(error)
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that goes first would cut off what the other still sends
     dist.destroy_process_group()
 
 

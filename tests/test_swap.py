@@ -752,6 +752,7 @@ def process(rank: int, folder: str) -> None:
             results["refusal"] = str(error)
         results[f"{case} fsdp2"] = steps(sharded, case, rank, 2)
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that goes first would cut off what the other still sends
     dist.destroy_process_group()
 
 

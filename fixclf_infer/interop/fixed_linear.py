@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..codebooks import Codebook, codebook, from_identity
-
-_IDENTITY_BYTES = 256  # as FixedClassifier stores it: one size, and numbers that survive casts
+from ..codebooks import Codebook, codebook
+from ..nn import identity
 
 
 class FixedLinear(nn.Module):
@@ -91,20 +89,12 @@ class FixedLinear(nn.Module):
         return ops.head(x, self.alpha.to(exact), bias, self._arguments, normalize=False)
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps(self.codebook.identity()).ljust(_IDENTITY_BYTES)
-        return torch.tensor(list(text.encode()), dtype=torch.float32)
+        return identity.written(self.codebook)
 
     def set_extra_state(self, state: Tensor) -> None:
-        identity = json.loads(bytes(round(byte) for byte in state.double().tolist()).decode())
-        if identity == self.codebook.identity():
-            return
-        for name in ("in_features", "num_classes"):
-            if identity.get(name) != getattr(self.codebook, name):
-                raise ValueError(
-                    f"the state_dict's codebook has {name}={identity.get(name)}, but this "
-                    f"FixedLinear has {getattr(self.codebook, name)}"
-                )
-        self._set_codebook(from_identity(identity))
+        book = identity.read(state, self.codebook, "FixedLinear")
+        if book is not self.codebook:
+            self._set_codebook(book)
 
     def extra_repr(self) -> str:
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,21 +12,18 @@ import torch.fx
 from torch import Tensor, nn
 
 from .. import backends, ops
-from ..codebooks import Codebook, codebook, from_identity
+from ..codebooks import Codebook, codebook
 from ..epilogue import Epilogue
 from ..ops import derivatives
 from ..ops.shapes import accumulation
 from ..ops.statistics import Statistics, Sums, of_logits
+from . import identity
 from .objectives import Objective, SoftmaxCrossEntropy, Targets
 
 # Plain integers: an operator call converts an enumeration member in 1.7 us.
 _LOGITS, _SOFTMAX, _LOG_SOFTMAX = map(
     int, (Epilogue.LOGITS, Epilogue.SOFTMAX, Epilogue.LOG_SOFTMAX)
 )
-
-# Of the codebook's identity in a state_dict: of one size for every codebook, as distributed
-# checkpoints need, and of a dtype that survives casts and averages of state_dicts.
-_IDENTITY_BYTES = 256
 
 # Over how many numbers α is spread, and their root.
 _SPREAD, _PACE = 64, 8
@@ -554,26 +550,11 @@ class FixedClassifier(nn.Module):
     # State.
 
     def get_extra_state(self) -> Tensor:
-        text = json.dumps(self.codebook.identity()).ljust(_IDENTITY_BYTES)
-        return torch.tensor(list(text.encode()), dtype=torch.float32)
+        return identity.written(self.codebook)
 
     def set_extra_state(self, state: Tensor) -> None:
-        try:
-            text = bytes(round(byte) for byte in state.detach().double().tolist())
-            identity = dict(json.loads(text.decode()).items())
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                "the state_dict's codebook identity is not the JSON that FixedClassifier writes"
-            ) from error
-        for name in ("in_features", "num_classes"):
-            if identity.get(name) != getattr(self.codebook, name):
-                raise ValueError(
-                    f"the state_dict's codebook has {name}={identity.get(name)}, but this "
-                    f"FixedClassifier has {getattr(self.codebook, name)}"
-                )
-        book = self.codebook
-        if identity != book.identity():
-            book = from_identity(identity, book.dense if identity.get("kind") == "matrix" else None)
+        book = identity.read(state, self.codebook, "FixedClassifier")
+        if book is not self.codebook:
             self._set_codebook(book)
 
     @property
